@@ -1,0 +1,50 @@
+# Two commands for a bare clone with Python 3.11 or newer: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CXX ?= g++
+SANITIZED := build/sanitize/_native.so
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: demo test lint unit interpret sanitize bench clean
+
+demo: $(VENV)/ready
+	$(BIN)/python -m benchmarks.demo $(if $(DATA),--data $(DATA)) --out report
+
+test: lint unit interpret
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Everything but the Triton numerics: those need an interpreter that is chosen before Triton is imported.
+unit: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+interpret: $(VENV)/ready
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+
+# csrc under AddressSanitizer and UndefinedBehaviorSanitizer, driven by the operator tests.
+sanitize: $(VENV)/ready $(SANITIZED)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	PATCHREC_FAST_NATIVE=$(abspath $(SANITIZED)) $(BIN)/python -m pytest -s tests/ops -k "not compile and not 2_to_31"
+
+$(SANITIZED): $(wildcard csrc/*)
+	mkdir -p $(@D)
+	$(CXX) -std=c++17 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
+	  -Wno-psabi -fPIC -shared csrc/*.cpp -o $@
+
+# Appends to benchmarks/results: once as glibc allocates, once with a heap that keeps its pages.
+bench: $(VENV)/ready
+	$(BIN)/python -m pytest --benchmark --record
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 $(BIN)/python -m pytest --benchmark --record
+
+$(VENV)/ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist report *.egg-info patchrec_fast/*.so

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checking, flattening and transposing the CSR.
+#include <new>
+
+#include "segments.h"
+
+namespace {
+
+template <class T>
+std::unique_ptr<T[]> array(int64_t size) {
+  return std::unique_ptr<T[]>(new (std::nothrow) T[size > 0 ? size : 1]);
+}
+
+template <class Offset>
+bool is_partition(const Offset* offsets, int64_t segments, int64_t end) {
+  if (segments < 0 || offsets[0] != 0 || offsets[segments] != end) return false;
+  bool increasing = true;
+  for (int64_t s = 0; s < segments; ++s) increasing &= offsets[s] <= offsets[s + 1];
+  return increasing;
+}
+
+// A negative id is a huge unsigned one.
+template <class Id, class Unsigned>
+bool in_range(const void* ids, int64_t tokens, int64_t num_embeddings) {
+  const auto* id = static_cast<const Id*>(ids);
+  bool ok = true;
+  for (int64_t t = 0; t < tokens; ++t) ok &= static_cast<Unsigned>(id[t]) < static_cast<Unsigned>(num_embeddings);
+  return ok;
+}
+
+template <class Offset>
+patchrec_status flatten_offsets(const patchrec_batch& batch, Csr* csr) {
+  const auto* of_tokens = static_cast<const Offset*>(batch.token_offsets);
+  const auto* of_items = static_cast<const Offset*>(batch.item_offsets);
+  if (!is_partition(of_tokens, batch.items, batch.tokens)) return PATCHREC_MALFORMED;
+  if (of_items ? !is_partition(of_items, batch.rows, batch.items) : batch.rows != batch.items)
+    return PATCHREC_MALFORMED;
+  csr->segments = batch.rows;
+  csr->offsets = array<int64_t>(batch.rows + 1);
+  csr->weight = array<float>(batch.tokens);
+  if (!csr->offsets || !csr->weight) return PATCHREC_NO_MEMORY;
+  int64_t* offsets = csr->offsets.get();
+  float* weight = csr->weight.get();
+  offsets[0] = 0;
+  for (int64_t r = 0; r < batch.rows; ++r) {
+    const int64_t first = of_items ? of_items[r] : r;
+    const int64_t last = of_items ? of_items[r + 1] : r + 1;
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t begin = of_tokens[i], end = of_tokens[i + 1];
+      const float w = 1.0f / (static_cast<float>(last - first) * static_cast<float>(end - begin));
+      for (int64_t t = begin; t < end; ++t) weight[t] = w;
+    }
+    offsets[r + 1] = of_tokens[last];
+  }
+  return PATCHREC_OK;
+}
+
+}  // namespace
+
+patchrec_status flatten(const patchrec_batch& batch, Csr* csr) {
+  if (batch.id_bytes == 4) {
+    if (!in_range<int32_t, uint32_t>(batch.ids, batch.tokens, batch.num_embeddings)) return PATCHREC_MALFORMED;
+    csr->index = static_cast<const int32_t*>(batch.ids);
+  } else {
+    if (!in_range<int64_t, uint64_t>(batch.ids, batch.tokens, batch.num_embeddings)) return PATCHREC_MALFORMED;
+    csr->index_space = array<int32_t>(batch.tokens);
+    if (!csr->index_space) return PATCHREC_NO_MEMORY;
+    const auto* wide = static_cast<const int64_t*>(batch.ids);
+    for (int64_t t = 0; t < batch.tokens; ++t) csr->index_space[t] = static_cast<int32_t>(wide[t]);
+    csr->index = csr->index_space.get();
+  }
+  return batch.offset_bytes == 4 ? flatten_offsets<int32_t>(batch, csr) : flatten_offsets<int64_t>(batch, csr);
+}
+
+patchrec_status transpose(const Csr& flat, int64_t num_embeddings, Csr* by_id) {
+  const int64_t tokens = flat.offsets[flat.segments];
+  by_id->offsets = array<int64_t>(tokens + 1);
+  by_id->index_space = array<int32_t>(tokens);
+  by_id->weight = array<float>(tokens);
+  by_id->out_index = array<int32_t>(tokens);
+  // next[id] counts the id's occurrences, then holds where its next occurrence goes.
+  std::unique_ptr<int64_t[]> next(new (std::nothrow) int64_t[num_embeddings > 0 ? num_embeddings : 1]());
+  if (!next || !by_id->offsets || !by_id->index_space || !by_id->weight || !by_id->out_index)
+    return PATCHREC_NO_MEMORY;
+  for (int64_t t = 0; t < tokens; ++t) ++next[flat.index[t]];
+  int64_t used = 0, begin = 0;
+  for (int64_t id = 0; id < num_embeddings; ++id) {
+    if (next[id] == 0) continue;
+    by_id->out_index[used] = static_cast<int32_t>(id);
+    by_id->offsets[used++] = begin;
+    begin += next[id];
+    next[id] = begin - next[id];
+  }
+  by_id->offsets[used] = begin;
+  by_id->segments = used;
+  for (int64_t r = 0; r < flat.segments; ++r) {
+    for (int64_t t = flat.offsets[r]; t < flat.offsets[r + 1]; ++t) {
+      const int64_t at = next[flat.index[t]]++;
+      by_id->index_space[at] = static_cast<int32_t>(r);
+      by_id->weight[at] = flat.weight[t];
+    }
+  }
+  by_id->index = by_id->index_space.get();
+  return PATCHREC_OK;
+}

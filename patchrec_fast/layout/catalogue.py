@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The catalogue: every title tokenised once, as one CSR of token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .csr import offsets as csr_offsets
+from .histories import integers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_DENSE_SPAN = 16  # a dense id table may be this many times longer than the catalogue: 64 bytes an item
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """Titles and their tokens. An item's *position* is its place in these arrays; its *id* is the
+    caller's.
+
+    Attributes:
+        token_ids: (N_tok,) int32, the titles' tokens, one title after another.
+        offsets: (I + 1,) int32, title i is `token_ids[offsets[i]:offsets[i + 1]]`; no title is
+            empty.
+        item_ids: (I,) int64, unique, in the order given.
+        titles: I strings.
+    """
+
+    token_ids: NDArray[np.int32]
+    offsets: NDArray[np.int32]
+    item_ids: NDArray[np.int64]
+    titles: list[str] = field(repr=False)
+
+    @classmethod
+    def from_titles(
+        cls,
+        titles: Mapping[int, str] | Iterable[tuple[int, str]],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> Catalogue:
+        """Tokenise every title alone, without special tokens, in one call of the tokenizer.
+
+        A special token spelled out inside a title ("<|eot_id|>") is plain text here, so that no
+        title can end a prompt early.
+
+        Args:
+            titles: item id -> title, or (item id, title) pairs.
+            tokenizer: a Hugging Face tokenizer.
+
+        Raises:
+            TypeError: an item id that is not an integer, or a title that is not a string.
+            ValueError: no titles, a repeated item id, or a title that tokenises to nothing.
+        """
+        pairs = list(titles.items() if isinstance(titles, Mapping) else titles)
+        if not pairs:
+            raise ValueError("titles: got none, expected at least one item")
+        for item, title in pairs:
+            if isinstance(item, bool) or not isinstance(item, int | np.integer):
+                raise TypeError(f"titles: expected integer item ids, got {item!r} ({type(item).__name__})")
+            if not isinstance(title, str):
+                raise TypeError(f"titles: expected a string for item {item}, got {title!r} ({type(title).__name__})")
+        item_ids = np.array([item for item, _ in pairs], np.int64)
+        unique, counts = np.unique(item_ids, return_counts=True)
+        if len(unique) < len(item_ids):
+            raise ValueError(f"titles: item {unique[counts > 1][0]} is given {counts.max()} times, expected once")
+
+        texts = [title for _, title in pairs]
+        tokens = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)[
+            "input_ids"
+        ]
+        lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+        if not lengths.all():
+            empty = int(np.flatnonzero(lengths == 0)[0])
+            raise ValueError(f"titles: the title {texts[empty]!r} of item {item_ids[empty]} tokenises to nothing")
+        return cls(
+            token_ids=np.concatenate([np.asarray(t, np.int32) for t in tokens]),
+            offsets=csr_offsets(lengths).astype(np.int32),
+            item_ids=item_ids,
+            titles=texts,
+        )
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def mean_tokens(self) -> float:
+        """Mean number of tokens of a title, each item of the catalogue counted once."""
+        return len(self.token_ids) / len(self)
+
+    def index(self, item_ids: ArrayLike) -> NDArray[np.int64]:
+        """Positions of items in the catalogue.
+
+        Args:
+            item_ids: (N,) integers.
+
+        Returns:
+            (N,) int64.
+
+        Raises:
+            TypeError: ids that are not integers.
+            ValueError: an id that the catalogue does not have; the message names it.
+        """
+        wanted = integers("item_ids", item_ids)
+        base, table = self._dense
+        if table is None:
+            order, ids = self._sorted
+            place = np.minimum(np.searchsorted(ids, wanted), len(self) - 1)
+            found, known = order[place], ids[place] == wanted
+        else:
+            shift = wanted - base  # an id below base wraps to a huge unsigned number
+            found = table.take(shift, mode="clip")
+            known = (shift.view(np.uint64) < len(table)) & (found >= 0)
+        if not known.all():
+            strangers = wanted[~known]
+            raise ValueError(
+                f"item_ids: {strangers[0]} is not in the catalogue of {len(self)} items "
+                f"({len(strangers)} of the {wanted.size} ids given are not)"
+            )
+        return found
+
+    @cached_property
+    def _dense(self) -> tuple[int, NDArray[np.int64] | None]:
+        """(smallest id, position of each id from there up or -1), or no table where ids are far
+        apart."""
+        base, last = int(self.item_ids.min()), int(self.item_ids.max())
+        if last - base >= _DENSE_SPAN * len(self):
+            return base, None
+        table = np.full(last - base + 1, -1, np.int64)
+        table[self.item_ids - base] = np.arange(len(self))
+        return base, table
+
+    @cached_property
+    def _sorted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(positions in the order of their ids, those ids)."""
+        order = np.argsort(self.item_ids)
+        return order, self.item_ids[order]

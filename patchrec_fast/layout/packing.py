@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Histories -> one packed batch: the two-level CSR of every row of every prompt.
+
+A prompt is a list of pieces, and a piece is a slice of one token pool. The pool holds the prefix,
+the suffix and, for every item, `separator title end-of-turn`, so that "separator and title" and
+"title and end-of-turn" are one slice too. A piece is at most one leading separator, which is a row
+of its own, and then its other tokens: a row each (text), or all of them one item (patch) that opens
+a row or joins the row before it. So each level of the CSR is one call of `counting` over the
+pieces, and no Python loop runs over items.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from .batch import PackedBatch
+from .catalogue import Catalogue
+from .csr import counting
+from .csr import offsets as csr_offsets
+from .histories import Histories, flatten, integers, newest
+from .policies import Policy, check_count
+from .prompt import Prompt
+from .units import Units, units
+
+if TYPE_CHECKING:
+    from ..ops.plan import Plan
+
+IGNORE = -100  # the label that torch's cross-entropy leaves out
+_INT32_MAX = 2**31 - 1
+
+
+class _Pool(NamedTuple):
+    """Every token that a prompt can hold, the prefix first, and where the other parts start."""
+
+    tokens: NDArray[np.int32]
+    suffix: int
+    titles: NDArray[np.int64]  # (I,) of a title; before it a separator, behind it end-of-turn
+    lengths: NDArray[np.int64]  # (I,) tokens of a title
+    patches: NDArray[np.int64]  # (I,) of an item's own patch token; before it a separator
+
+
+class _Pieces(NamedTuple):
+    """P pieces in the order of their rows."""
+
+    start: NDArray[np.int64]  # (P,) where its tokens start in the pool
+    tokens: NDArray[np.int64]  # (P,)
+    items: NDArray[np.int64]  # (P,) items that start in it
+    rows: NDArray[np.int64]  # (P,) rows that start in it
+
+
+class Packer:
+    """Builds the prompts of many users as one `PackedBatch`. Picklable; `pack` has no side effect.
+
+    Attributes:
+        catalogue, prompt, policy, max_items, patch_base, plan: as given.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        prompt: Prompt,
+        policy: Policy,
+        max_items: int | None = None,
+        patch_base: int | None = None,
+        plan: bool = False,
+    ) -> None:
+        """Set up.
+
+        Args:
+            catalogue: the items that histories may hold.
+            prompt: what stands around a history.
+            policy: decides what is compressed.
+            max_items: keep only the newest items of a history; None keeps all.
+            patch_base: for inference with a patch table: an item inside a patch is then the one
+                token `patch_base + position in the catalogue`, a row of `torch.cat([weight,
+                patch_table])`, in place of its title's tokens. The number of rows of `weight`.
+            plan: also prepare the work of the compress op on the host (`PackedBatch.plan`).
+
+        Raises:
+            ValueError: max_items < 1; a catalogue of another tokenizer; patch_base inside the
+                vocabulary.
+        """
+        if isinstance(policy, type) or not isinstance(policy, Policy):
+            raise TypeError(f"policy: expected an object with assign(lengths, rng), got {policy!r}")
+        if max_items is not None:
+            check_count("max_items", max_items, minimum=1)
+        if (largest := int(catalogue.token_ids.max())) >= prompt.num_embeddings:
+            raise ValueError(
+                f"catalogue: token id {largest} is beyond the prompt's vocabulary of "
+                f"{prompt.num_embeddings}; make both with one tokenizer"
+            )
+        if patch_base is not None:
+            check_count("patch_base", patch_base, minimum=prompt.num_embeddings)
+            if patch_base + len(catalogue) > _INT32_MAX:
+                raise ValueError(f"patch_base: {patch_base} + {len(catalogue)} items pass 2**31 - 1")
+        self.catalogue = catalogue
+        self.prompt = prompt
+        self.policy = policy
+        self.max_items = max_items
+        self.patch_base = patch_base
+        self.plan = plan
+        self._pool = _pool(catalogue, prompt, patch_base)
+
+    def pack(
+        self,
+        histories: Histories,
+        targets: ArrayLike | None = None,
+        seed: int | np.random.Generator | None = None,
+    ) -> PackedBatch:
+        """Build one batch.
+
+        Args:
+            histories: item ids, oldest first: a list with one sequence a user, or a tuple of two
+                arrays (flat (N,), offsets (B + 1,)). Items older than the last `max_items` are not
+                looked at.
+            targets: (B,) item ids to be learnt; their titles and the end-of-turn token follow the
+                prompt.
+            seed: for a random policy: the same seed gives the same batch; None draws fresh entropy.
+                A Generator is used, and advanced, as it is.
+
+        Returns:
+            PackedBatch on the CPU.
+
+        Raises:
+            TypeError: ids that are not integers.
+            ValueError: no users, a user without items, an unknown item, a number of targets that is
+                not the number of users, or a batch of more than 2**31 - 1 tokens.
+        """
+        flat, offsets = flatten(histories)
+        items, lengths = newest(flat, offsets, self.max_items)
+        position = self.catalogue.index(items)  # (N,)
+        target = None if targets is None else self._targets(targets, users=len(lengths))
+        found = units(self.policy, lengths, np.random.default_rng(seed))
+        pieces, first, last = self._pieces(position[found.kept], found, target)
+
+        token_at = csr_offsets(pieces.tokens)  # (P + 1,) and so the next two
+        item_at = csr_offsets(pieces.items)
+        row_at = csr_offsets(pieces.rows)
+        if token_at[-1] > _INT32_MAX:  # there are never more items or rows than tokens
+            raise ValueError(
+                f"histories: {len(lengths)} users make {token_at[-1]} tokens, more than 2**31 - 1; pack fewer at once"
+            )
+        ids = self._pool.tokens.take(counting(pieces.start, pieces.tokens))  # (T,)
+        token_offsets = counting(token_at[:-1], pieces.items, dtype=np.int32)  # (I + 1,)
+        item_offsets = counting(item_at[:-1], pieces.rows, dtype=np.int32)  # (R + 1,)
+        cu_seqlens = row_at[first]  # (B + 1,)
+        rows = np.diff(cu_seqlens)  # (B,)
+
+        labels = None
+        if target is not None:
+            tokens = pieces.tokens[last]  # (B,)
+            labels = np.full(cu_seqlens[-1], IGNORE, np.int64)  # (R,)
+            labels[counting(row_at[last], tokens)] = ids[counting(token_at[last], tokens)]
+        batch_ids = torch.from_numpy(ids)
+        batch_offsets = torch.from_numpy(token_offsets), torch.from_numpy(item_offsets)
+        return PackedBatch(
+            ids=batch_ids,
+            offsets=batch_offsets,
+            cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+            max_seqlen=int(rows.max()),
+            position_ids=torch.from_numpy(counting(np.zeros_like(rows), rows)),
+            labels=None if labels is None else torch.from_numpy(labels),
+            plan=_make_plan(batch_ids, batch_offsets) if self.plan else None,
+        )
+
+    def _targets(self, targets: ArrayLike, users: int) -> NDArray[np.int64]:
+        ids = integers("targets", targets)
+        if len(ids) != users:
+            raise ValueError(f"targets: got {len(ids)} for {users} histories, expected one a history")
+        return self.catalogue.index(ids)
+
+    def _pieces(
+        self, position: NDArray[np.int64], found: Units, target: NDArray[np.int64] | None
+    ) -> tuple[_Pieces, NDArray[np.int64], NDArray[np.int64]]:
+        """All pieces, a sentinel last; (B + 1,) each user's first; (B,) each user's last."""
+        pool = self._pool
+        separated = found.opens & ~found.leads
+        if not self.prompt.separators:
+            separated &= ~found.follows_patch()
+        lead = separated.astype(np.int64)  # (M,)
+        length = pool.lengths[position]
+        start = pool.titles[position]
+        if self.patch_base is not None:
+            length = np.where(found.patched, 1, length)
+            start = np.where(found.patched, pool.patches[position], start)
+        history = _Pieces(
+            start=start - lead,
+            tokens=length + lead,
+            items=np.where(found.patched, 1, length) + lead,
+            rows=np.where(found.patched, found.opens, length) + lead,
+        )
+
+        users = len(found.lengths)
+        around = 2 if target is None else 3  # pieces of a user that are not history
+        begin = csr_offsets(found.lengths) + around * np.arange(users + 1)  # (B + 1,)
+        last = begin[1:] - 1
+        pieces = np.empty((len(_Pieces._fields), begin[-1] + 1), np.int64)  # (4, P)
+        pieces[:, counting(begin[:-1] + 1, found.lengths)] = history
+        pieces[:, begin[:-1]] = _text(0, len(self.prompt.prefix))
+        pieces[:, begin[:-1] + found.lengths + 1] = _text(pool.suffix, len(self.prompt.suffix))
+        if target is not None:
+            answer = pool.lengths[target] + 1  # end-of-turn
+            pieces[:, last] = pool.titles[target], answer, answer, answer
+        # The sentinel has no tokens, but an item and a row: they close both levels of offsets.
+        pieces[:, -1] = 0, 0, 1, 1
+        return _Pieces(*pieces), begin, last
+
+
+def _make_plan(ids: torch.Tensor, offsets: tuple[torch.Tensor, torch.Tensor]) -> Plan:
+    from ..ops.plan import make_plan  # layout needs ops for nothing else
+
+    return make_plan(ids, offsets)
+
+
+def _text(start: int, tokens: int) -> NDArray[np.int64]:
+    """One piece of plain text, to be broadcast over users: (4, 1)."""
+    return np.array([[start], [tokens], [tokens], [tokens]])
+
+
+def _pool(catalogue: Catalogue, prompt: Prompt, patch_base: int | None) -> _Pool:
+    count = len(catalogue)
+    lengths = (catalogue.offsets[1:] - catalogue.offsets[:-1]).astype(np.int64)
+    around = len(prompt.prefix) + len(prompt.suffix)
+    titles = around + 1 + catalogue.offsets[:-1] + 2 * np.arange(count)
+    body = np.empty(len(catalogue.token_ids) + 2 * count, np.int32)
+    body[titles - 1 - around] = prompt.separator
+    body[titles + lengths - around] = prompt.end_of_turn
+    body[counting(titles - around, lengths)] = catalogue.token_ids
+    patches = around + len(body) + 1 + 2 * np.arange(count)
+    table = np.empty((count if patch_base is not None else 0, 2), np.int32)
+    if patch_base is not None:
+        table[:, 0] = prompt.separator
+        table[:, 1] = patch_base + np.arange(count)
+    return _Pool(
+        tokens=np.concatenate([prompt.prefix, prompt.suffix, body, table.ravel()]),
+        suffix=len(prompt.prefix),
+        titles=titles,
+        lengths=lengths,
+        patches=patches,
+    )

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy's decision read as units: what stands between two separators of a history."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .csr import offsets as csr_offsets
+from .policies import Assignment, Grain, Policy
+
+
+class Units(NamedTuple):
+    """The M items that are not dropped, users one after another, oldest first.
+
+    `kept` holds their places among all N items, (M,); it is `slice(None)` where none is dropped.
+    """
+
+    kept: NDArray[np.int64] | slice
+    lengths: NDArray[np.int64]  # (B,) how many items each user keeps
+    patched: NDArray[np.bool_]  # (M,) inside an item or session patch, not text
+    opens: NDArray[np.bool_]  # (M,) the first item of its unit
+    leads: NDArray[np.bool_]  # (M,) the first item of its user
+
+    def follows_patch(self) -> NDArray[np.bool_]:
+        """(M,): it or the item before it is patched."""
+        touched = self.patched.copy()
+        touched[1:] |= self.patched[:-1]
+        return touched
+
+
+def units(policy: Policy, lengths: NDArray[np.int64], rng: np.random.Generator) -> Units:
+    """Ask the policy, check its answer, and find the units.
+
+    Args:
+        policy: decides each item's grain and session.
+        lengths: (B,) int64, items of each user.
+        rng: passed to the policy.
+
+    Raises:
+        TypeError, ValueError: the policy's answer is not an Assignment of lengths.sum() items.
+    """
+    grain, session = _checked(policy, policy.assign(lengths, rng), int(lengths.sum()))
+    dropped = grain == Grain.DROPPED
+    kept: NDArray[np.int64] | slice = slice(None)
+    if dropped.any():
+        kept = np.flatnonzero(~dropped)
+        grain, session = grain[kept], session[kept]
+        dropped_before = csr_offsets(dropped)[csr_offsets(lengths)]  # (B + 1,)
+        lengths = lengths - np.diff(dropped_before)
+
+    leads = np.zeros(len(grain), bool)
+    leads[csr_offsets(lengths)[:-1][lengths > 0]] = True
+    in_session = grain == Grain.SESSION
+    opens = leads | ~in_session
+    opens[1:] |= ~in_session[:-1] | (session[1:] != session[:-1])
+    return Units(kept, lengths, grain != Grain.TEXT, opens, leads)
+
+
+def _checked(policy: Policy, answer: Assignment, count: int) -> Assignment:
+    grain, session = np.asarray(answer[0]), np.asarray(answer[1])
+    for name, array in (("grain", grain), ("session", session)):
+        if array.shape != (count,):
+            raise ValueError(f"policy: {policy!r} gave {name} of shape {array.shape}, expected ({count},)")
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"policy: {policy!r} gave {name} of dtype {array.dtype}, expected integers")
+    if grain.min() < Grain.TEXT or grain.max() > Grain.DROPPED:
+        raise ValueError(
+            f"policy: {policy!r} gave a grain outside {Grain.TEXT}..{Grain.DROPPED}: {grain.min()} to {grain.max()}"
+        )
+    return Assignment(grain, session)

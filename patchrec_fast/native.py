@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CPU backend: csrc/ through ctypes, on torch's own threads.
+
+The library is found beside this file (`_native.so`), or where PATCHREC_FAST_NATIVE says, for builds of one's own. ISA
+dispatch is at run time; PATCHREC_FAST_ISA=portable, avx2 or avx512 lowers it, for tests and for comparing.
+"""
+
+import ctypes
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .ops.validate import check_values
+
+ABI_VERSION = 1
+ISAS = ("portable", "avx2", "avx512")
+_MALFORMED, _NO_MEMORY = 1, 2  # patchrec_status
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_LIBRARY = Path(os.environ.get("PATCHREC_FAST_NATIVE") or Path(__file__).with_name("_native.so"))
+
+
+class _Batch(ctypes.Structure):
+    """patchrec_batch in csrc/compress.h."""
+
+    _fields_ = (
+        ("ids", ctypes.c_void_p),
+        ("token_offsets", ctypes.c_void_p),
+        ("item_offsets", ctypes.c_void_p),
+        ("tokens", ctypes.c_int64),
+        ("items", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("num_embeddings", ctypes.c_int64),
+        ("id_bytes", ctypes.c_int32),
+        ("offset_bytes", ctypes.c_int32),
+    )
+
+
+class _Run(ctypes.Structure):
+    """patchrec_run in csrc/compress.h."""
+
+    _fields_ = (
+        ("parallel_for", ctypes.c_void_p),
+        ("threads", ctypes.c_int32),
+        ("isa", ctypes.c_int32),
+    )
+
+
+@cache
+def why_not() -> str | None:
+    """None where the library is there and fits, else the reason in one line."""
+    if not _LIBRARY.exists():
+        return "the native kernels were not built; install a C++ compiler (g++ or clang++) and reinstall patchrec_fast"
+    try:
+        library = ctypes.CDLL(str(_LIBRARY))
+        found = library.patchrec_abi_version()
+    except (OSError, AttributeError) as error:
+        return f"{_LIBRARY.name} does not load ({error}); reinstall patchrec_fast"
+    if found != ABI_VERSION:
+        return f"{_LIBRARY.name} has ABI version {found}, expected {ABI_VERSION}; reinstall patchrec_fast"
+    return None
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_LIBRARY))
+    pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+    batch, run = ctypes.POINTER(_Batch), ctypes.POINTER(_Run)
+    table = (pointer, i64)  # data and row stride
+    library.patchrec_compress.argtypes = (batch, pointer, *table, i64, i32, run)
+    library.patchrec_compress_backward.argtypes = (batch, *table, *table, i64, i32, i32, run)
+    library.patchrec_transpose.argtypes = (batch, ctypes.POINTER(pointer), ctypes.POINTER(i64))
+    library.patchrec_compress_backward_sparse.argtypes = (pointer, pointer, pointer, *table, i64, i32, run)
+    library.patchrec_compress_backward_sparse.restype = None
+    return library
+
+
+@cache
+def _parallel_for() -> int | None:
+    """Address of libtorch's `torch_parallel_for` (torch >= 2.10); None runs the kernels on one thread."""
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        path = Path(torch.__file__).parent / "lib" / name
+        if path.exists():
+            function = getattr(ctypes.CDLL(str(path)), "torch_parallel_for", None)
+            return ctypes.cast(function, ctypes.c_void_p).value if function else None
+    return None
+
+
+@cache
+def _isa_index() -> int:
+    best = _library().patchrec_best_isa()
+    asked = os.environ.get("PATCHREC_FAST_ISA", ISAS[best])
+    if asked not in ISAS:
+        raise ValueError(f"PATCHREC_FAST_ISA must be one of {', '.join(ISAS)}, got {asked!r}")
+    if ISAS.index(asked) > best:
+        raise RuntimeError(f"PATCHREC_FAST_ISA={asked}: this CPU has at most {ISAS[best]}")
+    return ISAS.index(asked)
+
+
+def isa() -> str:
+    """The instruction set in use."""
+    return ISAS[_isa_index()]
+
+
+def compress(
+    weight: Tensor,
+    ids: Tensor,
+    token_offsets: Tensor,
+    item_offsets: Tensor | None,
+    plan: Sequence[Tensor] = (),
+) -> Tensor:
+    """See `patchrec_fast.compress`; `plan` is for the GPU and not read here."""
+    batch = _Csr(ids, token_offsets, item_offsets, weight.shape[0])
+    weight, d = _rows(weight), weight.shape[1]
+    out = _empty(batch.rows, d, weight.dtype)  # (R, d)
+    status = _library().patchrec_compress(
+        *(batch.struct, out.data_ptr(), weight.data_ptr(), weight.stride(0)),
+        *(d, _DTYPES[weight.dtype], _run()),
+    )
+    batch.check(status)
+    return out
+
+
+def compress_backward_sparse(
+    grad: Tensor,
+    ids: Tensor,
+    token_offsets: Tensor,
+    item_offsets: Tensor | None,
+    num_embeddings: int,
+    plan: Sequence[Tensor] = (),
+) -> tuple[Tensor, Tensor]:
+    """(U,) ascending int64 ids that occur, and (U, d) their gradients."""
+    batch = _Csr(ids, token_offsets, item_offsets, num_embeddings)
+    grad = batch.checked_grad(grad)
+    handle, count = ctypes.c_void_p(), ctypes.c_int64()
+    batch.check(_library().patchrec_transpose(batch.struct, ctypes.byref(handle), ctypes.byref(count)))
+    unique = torch.empty(count.value, dtype=torch.int64)
+    out = _empty(count.value, grad.shape[1], grad.dtype)  # (U, d)
+    _library().patchrec_compress_backward_sparse(
+        *(handle, unique.data_ptr(), out.data_ptr(), grad.data_ptr(), grad.stride(0)),
+        *(grad.shape[1], _DTYPES[grad.dtype], _run()),
+    )
+    return unique, out
+
+
+def compress_backward(
+    grad: Tensor,
+    ids: Tensor,
+    token_offsets: Tensor,
+    item_offsets: Tensor | None,
+    num_embeddings: int,
+    plan: Sequence[Tensor] = (),
+) -> Tensor:
+    """(V, d): the gradient of the whole table."""
+    out = _lazy_zeros(num_embeddings, grad.shape[1], grad.dtype)
+    _backward_into(out, grad, ids, token_offsets, item_offsets, accumulate=False)
+    return out
+
+
+def compress_backward_(
+    into: Tensor,
+    grad: Tensor,
+    ids: Tensor,
+    token_offsets: Tensor,
+    item_offsets: Tensor | None,
+    plan: Sequence[Tensor] = (),
+) -> None:
+    """into (V, d) += the gradient, each row read, added to in float32 and rounded once."""
+    rows = _rows(into)
+    _backward_into(rows, grad, ids, token_offsets, item_offsets, accumulate=True)
+    if rows is not into:
+        into.copy_(rows)
+
+
+def _backward_into(
+    into: Tensor,
+    grad: Tensor,
+    ids: Tensor,
+    token_offsets: Tensor,
+    item_offsets: Tensor | None,
+    *,
+    accumulate: bool,
+) -> None:
+    batch = _Csr(ids, token_offsets, item_offsets, into.shape[0])
+    grad = batch.checked_grad(grad)
+    status = _library().patchrec_compress_backward(
+        *(batch.struct, into.data_ptr(), into.stride(0), grad.data_ptr(), grad.stride(0)),
+        *(grad.shape[1], _DTYPES[grad.dtype], int(accumulate), _run()),
+    )
+    batch.check(status)
+
+
+class _Csr:
+    """A batch as the C struct, with the tensors it points into."""
+
+    def __init__(self, ids: Tensor, token_offsets: Tensor, item_offsets: Tensor | None, num_embeddings: int) -> None:
+        if item_offsets is not None:
+            item_offsets = item_offsets.to(token_offsets.dtype).contiguous()
+        self.ids, self.token_offsets, self.item_offsets = (
+            ids.contiguous(),
+            token_offsets.contiguous(),
+            item_offsets,
+        )
+        self.num_embeddings = num_embeddings
+        items = token_offsets.shape[0] - 1
+        self.rows = items if item_offsets is None else item_offsets.shape[0] - 1
+        if min(items, self.rows) < 0:
+            self.check(_MALFORMED)
+        for name, size in (("the number of embeddings", num_embeddings), ("the number of rows", self.rows)):
+            if size >= 2**31:
+                raise ValueError(f"{name} must be below 2**31, got {size}")
+        self.struct = _Batch(
+            self.ids.data_ptr(),
+            self.token_offsets.data_ptr(),
+            None if item_offsets is None else item_offsets.data_ptr(),
+            self.ids.shape[0],
+            items,
+            self.rows,
+            num_embeddings,
+            self.ids.element_size(),
+            self.token_offsets.element_size(),
+        )
+
+    def checked_grad(self, grad: Tensor) -> Tensor:
+        """The gradient of the output, rows contiguous, once its size is known to fit."""
+        if grad.ndim != 2 or grad.shape[0] != self.rows:
+            raise ValueError(f"grad must be ({self.rows}, d), got shape {tuple(grad.shape)}")
+        return _rows(grad)
+
+    def check(self, status: int) -> None:
+        if status == _MALFORMED:
+            check_values(self.ids, self.token_offsets, self.item_offsets, self.num_embeddings)  # names the fault
+            raise RuntimeError("the native kernels and check_values disagree about ids and offsets")
+        if status == _NO_MEMORY:
+            raise MemoryError(f"no memory to group {self.ids.shape[0]} tokens by {self.num_embeddings} ids")
+
+
+def _run() -> _Run:
+    return _Run(_parallel_for(), torch.get_num_threads(), _isa_index())
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x where its rows are contiguous and aligned to the element (any row stride), else a copy that is."""
+    if x.data_ptr() % x.element_size():
+        return x.clone()
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+# From here on glibc maps fresh pages for every allocation, and faulting them in 4 KiB at a time took 12 of the 16 ms
+# that a forward of 64 users took. NumPy asks for huge pages.
+_FRESH_PAGES = 32 << 20
+
+
+def _empty(rows: int, d: int, dtype: torch.dtype) -> Tensor:
+    """(rows, d) uninitialised, from huge pages where it is large."""
+    size = rows * d * dtype.itemsize
+    fills = torch.are_deterministic_algorithms_enabled()  # torch then fills what it hands out
+    if size <= _FRESH_PAGES or fills:
+        return torch.empty(rows, d, dtype=dtype)
+    memory = np.empty(size + 64, dtype=np.uint8)
+    start = -memory.ctypes.data % 64  # on a cache line, as torch's own allocations are
+    return torch.from_numpy(memory[start : start + size]).view(dtype).view(rows, d)
+
+
+def _lazy_zeros(rows: int, d: int, dtype: torch.dtype) -> Tensor:
+    """(rows, d) of zeros in pages that the operating system hands out zeroed when they are first touched.
+
+    torch.zeros writes every page once more. Of a table's gradient a batch touches 2 to 5 %.
+    """
+    size = rows * d * dtype.itemsize
+    memory = np.zeros(size + 64, dtype=np.uint8)
+    start = -memory.ctypes.data % 64
+    return torch.from_numpy(memory[start : start + size]).view(dtype).view(rows, d)

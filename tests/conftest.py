@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real data and tokenizer, where the environment names them."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def _folder(variable: str, holds: str) -> Path:
+    folder = os.environ.get(variable)
+    if not folder or not Path(folder).is_dir():
+        pytest.skip(f"needs {variable}, a folder with {holds}")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+    """The folder with ml-1m, goodreads and ml-100k in the prepared format."""
+    return _folder("PATCHREC_FAST_DATA", "ml-1m, goodreads and ml-100k")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The Llama-3 tokenizer."""
+    folder = _folder("PATCHREC_FAST_TOKENIZER", "the Llama-3 tokenizer")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture
+def poisoned():
+    """Memory that torch hands out uninitialised is NaN, so that a row left unwritten shows."""
+    torch.use_deterministic_algorithms(True)
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads, and puts it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

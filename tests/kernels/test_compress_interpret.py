@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton kernels' numbers, run on the CPU by Triton's interpreter, against float64.
+
+Tolerance of one element. u = 2^-24 is fp32's unit roundoff, S the sum of |weight * value| over its
+n terms, all in float64. A term has its weight rounded and a product rounded, and enters at most n
+sums of partial results, which gives n + 2 roundings, and (n + 3) u S with the second-order part;
+two stages add no more, since they make one sum of the same terms. The result is rounded once to
+its type: 2^-24 (fp32) and 2^-11 (fp16) of itself, to nearest; the interpreter truncates to bf16
+where hardware rounds to nearest, which costs 2^-7. Below fp16's smallest normal number the spacing
+is 2^-24 whatever the value, half of which is added.
+"""
+
+import contextlib
+import ctypes
+import itertools
+import mmap
+import os
+
+import pytest
+import torch
+
+from patchrec_fast.ops.plan import CHUNK, make_plan, plan_on_device
+
+pytest.importorskip("triton", reason="needs Triton: pip install patchrec_fast[triton]")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("runs by itself: TRITON_INTERPRET=1 pytest tests/kernels/test_compress_interpret.py", True)
+
+from patchrec_kernels import compress as kernels
+
+from patchrec_fast import _triton
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-11}
+V = 50
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Memory that a kernel was to write and did not is NaN."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def csr(lengths, dtype=torch.int64):
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=dtype)
+
+
+def make_batch(two_levels, index_dtype=torch.int64, hot=0, singles=20, seed=0):
+    """ids and offsets: singles, empty items and rows, rows of several tiles, id 7 `hot` times."""
+    items = [1] * singles + [0, 2, 1, 17, 5, 0, 3, 1, 30, hot]
+    rows = [1] * singles + [0, 3, 1, 0, 4, 0, 1, 1]  # the last: the hot one
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, V, (sum(items),), generator=generator)
+    ids[len(ids) - hot :] = 7
+    item_offsets = csr(rows, index_dtype) if two_levels else None
+    return ids.to(index_dtype), csr(items, index_dtype), item_offsets
+
+
+def matrix(ids, tokens, items):
+    """(R, V) float64: out = matrix @ weight; and (R, V) how many tokens make each element."""
+    tokens = tokens.tolist()
+    items = list(range(len(tokens))) if items is None else items.tolist()
+    mean = torch.zeros(len(items) - 1, V, dtype=torch.float64)
+    count = torch.zeros(len(items) - 1, V, dtype=torch.float64)
+    for row, (first, last) in enumerate(itertools.pairwise(items)):
+        for item in range(first, last):
+            for t in range(tokens[item], tokens[item + 1]):
+                share = (last - first) * (tokens[item + 1] - tokens[item])
+                mean[row, ids[t]] += 1.0 / share
+                count[row, ids[t]] += 1
+    return mean, count
+
+
+def assert_close(got, mean, count, values, start=None):
+    """got = mean @ values (+ start), within the tolerance derived above."""
+    values = values.double()
+    exact, size = mean @ values, mean @ values.abs()
+    n = count.sum(1, keepdim=True)
+    if start is not None:
+        exact, size, n = exact + start.double(), size + start.double().abs(), n + 1
+    tolerance = (n + 3) * 2.0**-24 * size
+    tolerance += ROUNDING[got.dtype] * (exact.abs() + tolerance)
+    tolerance += 2.0**-25 if got.dtype is torch.float16 else 0.0
+    assert got.shape == exact.shape
+    worst = ((got.double() - exact).abs() - tolerance).max() if got.numel() else torch.tensor(0.0)
+    assert worst <= 0, f"{worst} beyond the tolerance"  # NaN is not <= 0
+
+
+def plans(ids, tokens, items):
+    yield make_plan(ids, tokens if items is None else (tokens, items)).tensors()
+    yield plan_on_device(ids, tokens, items, V).tensors()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("two_levels", [False, True])
+def test_forward_and_every_gradient(dtype, index_dtype, two_levels):
+    ids, tokens, items = make_batch(two_levels, index_dtype, hot=CHUNK + 3)
+    mean, count = matrix(ids, tokens, items)
+    torch.manual_seed(1)
+    weight, start = torch.randn(2, V, 100).to(dtype)
+    grad = torch.randn(len(mean), 100).to(dtype)
+    for plan in plans(ids, tokens, items):
+        assert_close(kernels.compress(weight, ids, plan), mean, count, weight)
+        dense = kernels.compress_backward(grad, V, plan)
+        assert_close(dense, mean.T, count.T, grad)
+        into = start.clone()
+        kernels.compress_backward_(into, grad, plan)
+        assert_close(into, mean.T, count.T, grad, start)
+        unseen = (count == 0).all(0)
+        assert torch.equal(into[unseen], start[unseen])
+        unique, rows = kernels.compress_backward_sparse(grad, plan)
+        assert unique.dtype is torch.int64
+        assert unique.tolist() == sorted(set(ids.tolist()))
+        assert torch.equal(rows, dense[unique])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("d", [1, 7, 2051])
+def test_any_width(dtype, d):
+    """2051: three tiles of bf16, five of fp32, the last of three columns."""
+    ids, tokens, items = make_batch(True, singles=10)
+    mean, count = matrix(ids, tokens, items)
+    torch.manual_seed(2)
+    weight, grad = torch.randn(V, d).to(dtype), torch.randn(len(mean), d).to(dtype)
+    plan = make_plan(ids, (tokens, items)).tensors()
+    assert_close(kernels.compress(weight, ids, plan), mean, count, weight)
+    assert_close(kernels.compress_backward(grad, V, plan), mean.T, count.T, grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_id_of_many_chunks_is_merged_in_one_order(dtype):
+    """Twenty chunks: partial sums fill three tiles. fp32 between the stages, one rounding."""
+    ids, tokens, items = make_batch(True, hot=19 * CHUNK + 1, singles=3)
+    mean, count = matrix(ids, tokens, items)
+    torch.manual_seed(3)
+    grad = torch.randn(len(mean), 40).to(dtype)
+    for plan in plans(ids, tokens, items):
+        first, again = (kernels.compress_backward(grad, V, plan) for _ in range(2))
+        assert_close(first, mean.T, count.T, grad)
+        assert torch.equal(first, again)
+        into = torch.zeros_like(first)
+        kernels.compress_backward_(into, grad, plan)
+        assert torch.equal(into, first)
+
+
+def test_both_plans_give_the_same_bits():
+    ids, tokens, items = make_batch(True, hot=300)
+    weight = torch.randn(V, 60)
+    host, device = plans(ids, tokens, items)
+    out = kernels.compress(weight, ids, host)
+    assert torch.equal(out, kernels.compress(weight, ids, host))
+    assert torch.equal(out, kernels.compress(weight, ids, device))
+    gradients = [kernels.compress_backward(out, V, plan) for plan in (host, device)]
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_one_token_are_copies(dtype):
+    ids = torch.arange(V).flip(0)
+    weight = torch.randn(V, 33).to(dtype)
+    for plan in plans(ids, csr([1] * V), None):
+        assert torch.equal(kernels.compress(weight, ids, plan), weight[ids])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_far_apart_and_not_aligned(dtype):
+    """A table inside a larger one: nothing beside its rows is read, nor written."""
+    ids, tokens, items = make_batch(True)
+    mean, count = matrix(ids, tokens, items)
+    around = torch.full((V + 2, 150), float("nan")).to(dtype)
+    around[1:-1, 7:107] = torch.randn(V, 100).to(dtype)
+    weight = around[1:-1, 7:107]
+    plan = make_plan(ids, (tokens, items)).tensors()
+    assert_close(kernels.compress(weight, ids, plan), mean, count, weight)
+    grad, start = torch.randn(len(mean), 100).to(dtype), weight.clone()
+    kernels.compress_backward_(weight, grad, plan)
+    assert_close(weight, mean.T, count.T, grad, start)
+    around[1:-1, 7:107] = float("nan")
+    assert around.isnan().all()
+
+
+@pytest.mark.parametrize("rows", [[], [0], [0, 0, 0]])
+def test_rows_without_tokens_are_zero(rows):
+    ids, tokens, items = torch.empty(0, dtype=torch.int64), csr([]), csr(rows)
+    weight = torch.randn(V, 20)
+    for plan in plans(ids, tokens, items):
+        assert torch.equal(kernels.compress(weight, ids, plan), torch.zeros(len(rows), 20))
+        grad = torch.randn(len(rows), 20)
+        assert torch.equal(kernels.compress_backward(grad, V, plan), torch.zeros(V, 20))
+        unique, sums = kernels.compress_backward_sparse(grad, plan)
+        assert (unique.shape, sums.shape) == ((0,), (0, 20))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [-1, V, 2**31 - 1, 2**40, -(2**62)])
+def test_an_id_outside_the_table_is_nan_and_nothing_else(dtype, bad):
+    """Far ones would end the process if read. A copied row, and one of several tokens."""
+    ids, tokens, items = make_batch(True)
+    mean, count = matrix(ids, tokens, items)
+    grad = torch.randn(len(mean), 24).to(dtype)
+    weight = torch.randn(V, 24).to(dtype)
+    good = make_plan(ids, (tokens, items)).tensors()
+    whole = kernels.compress(weight, ids, good)
+    ids[3] = ids[26] = bad
+    row = int((items > int((tokens > 26).nonzero()[0, 0]) - 1).nonzero()[0, 0]) - 1
+    device = plan_on_device(ids, tokens, items, V).tensors()
+    for plan in (good, device):
+        out = kernels.compress(weight, ids, plan)
+        assert [r for r in range(len(out)) if out[r].isnan().any()] == [3, row]
+        assert out[[3, row]].isnan().all()
+        rest = [r for r in range(len(out)) if r not in (3, row)]
+        assert torch.equal(out[rest], whole[rest])
+    keep = torch.ones_like(count, dtype=torch.bool)
+    dense = kernels.compress_backward(grad, V, device)
+    changed = make_batch(True)[0]
+    for t, r in ((3, 3), (26, row)):
+        keep[r, changed[t]] = False
+    assert dense.isfinite().all()
+    untouched = keep.all(0)
+    assert_close(dense[untouched], mean.T[untouched], count.T[untouched], grad)
+    unique, _ = kernels.compress_backward_sparse(grad, device)
+    assert unique.tolist() == sorted({i for i in ids.tolist() if 0 <= i < V})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("tokens", "items", "nan"),
+    [
+        ([0, 2, 1, 6, 8], None, [1, 2]),
+        ([0, 2, 2**40, 6, 8], None, [1, 2]),
+        ([-5, 2, 4, 6, 8], None, [0]),
+        ([0, 2, 4, 6, 9], None, [3]),
+        ([0, 2, 4, 6, 8], [0, 3, 1, 4], [1, 2]),
+        ([0, 2, 4, 6, 8], [0, 1, 9, 4], [1, 2]),
+    ],
+)
+def test_malformed_offsets_are_nan_rows_and_no_gradient(dtype, tokens, items, nan):
+    ids, tokens = torch.arange(8), torch.tensor(tokens)
+    items = None if items is None else torch.tensor(items)
+    weight = torch.randn(V, 16).to(dtype)
+    first = tokens if items is None else tokens[items.clamp(0, 4)]
+    good = set(range(len(first) - 1)) - set(nan)
+    others = set(range(8)) - {t for row in good for t in range(first[row], first[row + 1])}
+    weight[list(others)] = float("inf")  # a good row that takes a token too many is not finite
+    plan = plan_on_device(ids, tokens, items, V).tensors()
+    out = kernels.compress(weight, ids, plan)
+    assert [row for row in range(len(out)) if out[row].isnan().any()] == nan
+    assert out[nan].isnan().all()
+    for row in good:
+        mean = weight[first[row] : first[row + 1]].double().mean(0)
+        assert (out[row].double() - mean).abs().max() <= ROUNDING[dtype] * 2 * mean.abs().max()
+    grad = torch.ones_like(out)
+    grad[nan] = float("nan")
+    assert kernels.compress_backward(grad, V, plan).isfinite().all()
+
+
+def test_a_gradient_never_leaves_a_table_smaller_than_the_plans():
+    ids, tokens, items = make_batch(True, hot=CHUNK + 3)
+    plan = make_plan(ids, (tokens, items)).tensors()
+    grad = torch.randn(items.numel() - 1, 12)
+    whole = kernels.compress_backward(grad, V, plan)
+    for kept in (4, 30):  # without and with the merged id, 7
+        around = torch.zeros(V, 12)
+        kernels.compress_backward_(around[:kept], grad, plan)
+        assert torch.equal(around[:kept], whole[:kept])
+        assert (around[kept:] == 0).all()
+
+
+def fenced(tensor, at_end):
+    """A copy that begins, or ends, where memory may not be touched."""
+    page, size = mmap.PAGESIZE, tensor.numel() * tensor.element_size()
+    inner = max(1, -(-size // page)) * page
+    memory = mmap.mmap(-1, inner + 2 * page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for fence in (address, address + page + inner):
+        if ctypes.CDLL(None).mprotect(ctypes.c_void_p(fence), ctypes.c_size_t(page), 0):
+            raise OSError("mprotect failed")
+    if size == 0:
+        return tensor
+    start = page + (inner - size if at_end else 0)
+    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=start)
+    return copy.view(tensor.shape).copy_(tensor)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize("fault", ["none", "ids", "tokens", "items"])
+def test_nothing_outside_the_tensors_is_touched(fault, at_end):
+    """In a process of its own, which such an access would end."""
+    ids, tokens, items = make_batch(True, hot=CHUNK + 3)
+    if fault == "ids":
+        ids[::5], ids[1::5] = V, -1
+    elif fault == "tokens":
+        tokens[10], tokens[24], tokens[-1] = 10**6, 1, tokens[-1] + 9
+    elif fault == "items":
+        items[3], items[22], items[25] = -4, 0, 10**6
+
+    def use():
+        made = [plan_on_device(ids, tokens, items, V).tensors()]
+        if fault == "none":
+            made.append(make_plan(ids, (tokens, items)).tensors())
+        for plan in made:
+            plan = [fenced(tensor, at_end) for tensor in plan]
+            weight, grad = torch.randn(V, 20), torch.randn(items.numel() - 1, 20)
+            weight, grad = fenced(weight, at_end), fenced(grad, at_end)
+            kernels.compress(weight, fenced(ids, at_end), plan)
+            kernels.compress_backward_(weight, grad, plan)
+
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            use()
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_values_that_are_not_finite_stay_in_their_rows(value):
+    ids, tokens, items = make_batch(True)
+    mean, _ = matrix(ids, tokens, items)
+    weight = torch.randn(V, 12)
+    weight[int(ids[30]), 5] = value
+    out = kernels.compress(weight, ids, make_plan(ids, (tokens, items)).tensors())
+    touched = mean[:, int(ids[30])] > 0
+    assert torch.equal(~out[:, 5].isfinite(), touched)
+    assert out[:, [c for c in range(12) if c != 5]].isfinite().all()
+
+
+def test_backend_takes_no_plan_a_host_plan_and_any_strides():
+    ids, tokens, items = make_batch(True, torch.int32)
+    mean, _ = matrix(ids, tokens, items)
+    table = torch.randn(30, V)
+    weight, spread = table.T, torch.stack([ids, ids], 1)[:, 0]
+    ours = make_plan(ids, (tokens, items)).tensors()
+    grad = torch.ones(1, 1).expand(len(mean), 30)
+    expected = kernels.compress(weight.contiguous(), ids, ours)
+    gradient = kernels.compress_backward(grad.contiguous(), V, ours)
+    for plan in ([], ours):
+        assert torch.equal(_triton.compress(weight, spread, tokens, items, plan), expected)
+        csr_and = (grad, spread, tokens, items)
+        assert torch.equal(_triton.compress_backward(*csr_and, V, plan), gradient)
+        unique, rows = _triton.compress_backward_sparse(*csr_and, V, plan)
+        assert torch.equal(rows, gradient[unique])
+        into = torch.zeros(V, 30)
+        _triton.compress_backward_(into, *csr_and, plan)
+        assert torch.equal(into, gradient)
+
+
+def test_what_does_not_fit_is_named():
+    ids, tokens, items = make_batch(True)
+    plan = make_plan(ids, (tokens, items)).tensors()
+    weight, grad = torch.randn(V, 8), torch.randn(items.numel() - 1, 8)
+    with pytest.raises(ValueError, match=f"ids: got {len(ids) - 1}, expected {len(ids)} as in the plan"):
+        kernels.compress(weight, ids[1:], plan)
+    with pytest.raises(ValueError, match="grad's rows: got"):
+        kernels.compress_backward(grad[1:], V, plan)
+    with pytest.raises(ValueError, match="into's columns: got 9, expected 8"):
+        kernels.compress_backward_(torch.zeros(V, 9), grad, plan)
+    with pytest.raises(ValueError, match="into: got strides"):
+        kernels.compress_backward_(torch.zeros(8, V).T, grad, plan)
+    forward = plan_on_device(ids, tokens, items, V, gradient=False).tensors()
+    with pytest.raises(ValueError, match=f"the plan's gradient: got 0, expected {len(ids)}"):
+        kernels.compress_backward(grad, V, forward)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies against tables written out by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patchrec_fast.layout import (
+    Dropout,
+    Grain,
+    ItemPatches,
+    Policy,
+    RandomItemPatches,
+    SessionPatches,
+    Text,
+)
+
+T, I, S, D = Grain.TEXT, Grain.ITEM, Grain.SESSION, Grain.DROPPED  # noqa: E741
+ALL = [Text(), ItemPatches(2), SessionPatches(3), RandomItemPatches(0.5), Dropout(0.5)]
+
+
+def assign(policy, *lengths, seed=0):
+    return policy.assign(np.array(lengths, np.int64), np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize(
+    ("policy", "lengths", "grains"),
+    [
+        (Text(), (3, 1), [T, T, T, T]),
+        (ItemPatches(2), (4, 1, 2, 3), [I, I, T, T, T, T, T, I, T, T]),
+        (ItemPatches(0), (2,), [I, I]),
+        (ItemPatches(9), (2,), [T, T]),
+        (SessionPatches(2), (1,), [T]),
+        (SessionPatches(2), (2,), [T, T]),
+        (SessionPatches(2), (3,), [I, T, T]),
+        (SessionPatches(2), (4,), [I, I, T, T]),
+        (SessionPatches(2), (5,), [S, I, I, T, T]),
+        (SessionPatches(2), (7, 2), [S, S, S, I, I, T, T, T, T]),
+        (SessionPatches(1), (4,), [S, S, I, T]),
+    ],
+)
+def test_grains(policy, lengths, grains):
+    assert assign(policy, *lengths).grain.tolist() == grains
+
+
+@pytest.mark.parametrize(
+    ("group", "length", "runs"),
+    [(2, 7, [1, 2]), (2, 8, [2, 2]), (3, 7, [1]), (3, 14, [2, 3, 3]), (20, 1435, [15] + [20] * 69)],
+)
+def test_sessions_are_aligned_to_the_right(group, length, runs):
+    grain, session = assign(SessionPatches(group), length)
+    inside = session[grain == S]
+    changes = np.flatnonzero(np.diff(inside)) + 1
+    assert [len(run) for run in np.split(inside, changes)] == runs
+
+
+@pytest.mark.parametrize("policy", ALL, ids=repr)
+def test_contract(policy):
+    lengths = (1, 2, 3, 6, 7, 100, 1)
+    grain, session = assign(policy, *lengths)
+    assert isinstance(policy, Policy)
+    assert grain.shape == session.shape == (sum(lengths),)
+    assert grain.dtype == np.uint8
+    assert session.dtype == np.int64
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.sampled_from(ALL[:3]))
+def test_users_do_not_influence_each_other(lengths, policy):
+    together = assign(policy, *lengths)
+    alone = [assign(policy, n) for n in lengths]
+    assert together.grain.tolist() == np.concatenate([a.grain for a in alone]).tolist()
+    assert together.session.tolist() == np.concatenate([a.session for a in alone]).tolist()
+
+
+@pytest.mark.parametrize(("policy", "hit"), [(RandomItemPatches, I), (Dropout, D)])
+class TestRandom:
+    def test_extremes(self, policy, hit):
+        assert set(assign(policy(0), 50, 50).grain.tolist()) == {T}
+        assert set(assign(policy(1), 50, 50).grain.tolist()) == {hit}
+
+    def test_same_seed_same_result(self, policy, hit):
+        first, again, other = (assign(policy(0.5), 200, seed=s).grain for s in (3, 3, 4))
+        assert (first == again).all()
+        assert (first != other).any()
+
+    def test_frequency(self, policy, hit):
+        n, p = 100_000, 0.3
+        grain = assign(policy(p), *[100] * (n // 100), seed=7).grain
+        assert set(grain.tolist()) == {T, hit}
+        # five standard deviations of a binomial share: missed by chance once in two million seeds
+        assert abs((grain == hit).mean() - p) < 5 * (p * (1 - p) / n) ** 0.5
+
+    def test_items_are_independent(self, policy, hit):
+        n, p = 100_000, 0.5
+        chosen = assign(policy(p), n, seed=11).grain == hit
+        both = (chosen[1:] & chosen[:-1]).mean()
+        assert abs(both - p * p) < 5 * (p * p * (1 - p * p) / n) ** 0.5 * 2  # neighbours overlap
+
+    @pytest.mark.parametrize("p", [-0.01, 1.01, float("nan")])
+    def test_not_a_probability(self, policy, hit, p):
+        with pytest.raises(ValueError, match=rf"{policy.__name__}\.p: expected a probability"):
+            policy(p)
+
+    @pytest.mark.parametrize("p", ["0.5", None, True])
+    def test_not_a_number(self, policy, hit, p):
+        with pytest.raises(TypeError, match=rf"{policy.__name__}\.p: expected a number"):
+            policy(p)
+
+
+@pytest.mark.parametrize(
+    ("make", "bad", "error", "message"),
+    [
+        (ItemPatches, -1, ValueError, r"ItemPatches\.keep: expected at least 0, got -1"),
+        (ItemPatches, 5.0, TypeError, r"ItemPatches\.keep: expected an int"),
+        (SessionPatches, 0, ValueError, r"SessionPatches\.group: expected at least 1, got 0"),
+        (SessionPatches, True, TypeError, r"SessionPatches\.group: expected an int"),
+    ],
+)
+def test_bad_parameters(make, bad, error, message):
+    with pytest.raises(error, match=message):
+        make(bad)

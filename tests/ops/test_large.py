@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes at which the C++ changes its ways: streaming stores, huge pages, more than 2^31 elements out."""
+
+import pytest
+import torch
+
+import patchrec_fast as pf
+from patchrec_fast import native
+from patchrec_fast.testing import assert_within, forward_budget, ragged_batch
+
+pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("d", [2048, 2056], ids=["rows on cache lines", "rows off cache lines"])
+def test_output_larger_than_the_caches(dtype, d):
+    rows = (40 << 20) // (2048 * dtype.itemsize)
+    batch = ragged_batch(rows, 97, max_items=2, max_tokens=3)
+    weight = torch.randn(97, d).to(dtype)
+    out = pf.compress(batch.ids, batch.offsets, weight, impl="cpu")
+    assert out.numel() * dtype.itemsize > native._FRESH_PAGES
+    for first in range(0, rows, 1024):
+        some = slice(first, first + 1024)
+        columns = torch.tensor([0, 1, 63, 1024, 2047, d - 1])
+        exact, budget = forward_budget(weight[:, columns], batch)
+        assert_within(out[some][:, columns], exact[some], budget[some])
+        break
+    exact, budget = forward_budget(weight[:, ::97], batch)
+    assert_within(out[:, ::97], exact, budget)
+
+
+def test_more_than_2_to_31_elements_out():
+    rows, d = 2**20 + 5, 2048
+    weight = torch.randn(3, d).bfloat16()
+    ids = torch.arange(rows, dtype=torch.int32) % 3
+    out = pf.compress(ids, torch.arange(rows + 1, dtype=torch.int32), weight, impl="cpu")
+    assert out.numel() > 2**31
+    for row in (0, 2**19, 2**20, rows - 1):
+        assert torch.equal(out[row], weight[row % 3])

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What importing costs, in fresh processes."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(code, cwd=ROOT, path=()):
+    """The output of `python -c code` with `path` at the end of sys.path, as site-packages are."""
+    late = f"import sys; sys.path += {[str(entry) for entry in path]!r}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", late + textwrap.dedent(code)], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_importing_the_package_imports_torch_and_nothing_heavier():
+    heavy = ("triton", "transformers", "tokenizers", "pyarrow", "matplotlib", "pandas", "tqdm", "jinja2")
+    loaded = run(
+        f"""
+        sys.path.insert(0, "kernels")
+        import torch
+        for name in {heavy!r}:
+            sys.modules.pop(name, None)  # what torch itself imports
+        import patchrec_fast
+        from patchrec_fast import data, evaluate, info
+        print(*(name for name in {heavy!r} if name in sys.modules))
+        """
+    )
+    assert loaded == []
+
+
+def test_the_package_works_without_triton_transformers_and_pyarrow():
+    out = run(
+        """
+        sys.path.insert(0, "kernels")
+        for name in ("triton", "transformers", "tokenizers", "pyarrow"):
+            sys.modules[name] = None  # importing it now fails
+        import torch, patchrec_fast as pf
+        weight = torch.ones(3, 4, requires_grad=True)
+        pf.compress(torch.tensor([0, 1, 2]), torch.tensor([0, 2, 3]), weight).sum().backward()
+        print(weight.grad.sum().item())
+        """
+    )
+    assert out == ["8.0"]
+
+
+STAND_IN = """
+__version__ = "0.18.2"
+
+class Anything:
+    def __init__(self, *arguments, **options): pass
+    def __call__(self, decorated): return decorated
+
+def __getattr__(name):
+    if name.startswith("__"): raise AttributeError(name)
+    return Anything
+"""
+
+
+@pytest.fixture
+def hugging_face_kernels(tmp_path):
+    """A stand-in for Hugging Face's `kernels`: the module, what transformers imports from it, and its metadata."""
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text(STAND_IN)
+    metadata = tmp_path / "kernels-0.18.2.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.2\n")
+    (metadata / "RECORD").write_text("kernels/__init__.py,,\n")
+    (metadata / "top_level.txt").write_text("kernels\n")
+    return tmp_path
+
+
+def test_the_kernels_folder_does_not_shadow_hugging_faces(hugging_face_kernels):
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    code = "import kernels; from transformers import LlamaForCausalLM as L; print(kernels.__version__, L.__name__)"
+    assert run(code, path=[hugging_face_kernels]) == ["0.18.2", "LlamaForCausalLM"]
+
+
+def test_llama_runs_from_the_repository_root():
+    out = run(
+        """
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+        tiny = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=16)
+        print(tuple(LlamaForCausalLM(LlamaConfig(**tiny))(torch.tensor([[1, 2]])).logits.shape))
+        """
+    )
+    assert "".join(out) == "(1,2,16)"
+
+
+def test_info_runs():
+    out = subprocess.run(
+        [sys.executable, "-m", "patchrec_fast.info"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert out.returncode == 0, out.stderr
+    assert "compress on cpu: float32:" in out.stdout
+    assert "not triton: " in out.stdout
