@@ -30,7 +30,7 @@ def compress(
     One level of offsets gives item patches, row p being the mean of `weight[ids[offsets[p]:offsets[p+1]]]`
     (PatchRec eq. 3). Two levels give session patches, row r being the mean over its items of the mean over each
     item's tokens (eq. 4), so each item weighs the same whatever its title's length. A raw token is a row of one
-    item of one token and is copied bit for bit.
+    item of one token: a copy.
 
     Args:
         ids: (T,) int32 or int64 token ids.

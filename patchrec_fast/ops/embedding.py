@@ -9,7 +9,7 @@ from torch.nn.modules import module as _global_hooks
 _bound: list[Tensor | nn.Module] = []
 
 
-class use_embedding:  # noqa: N801  (used as a function and as a context manager, like torch.no_grad)
+class use_embedding:
     """Binds the table for `compress(ids, offsets)`.
 
     `with use_embedding(model): ...` binds it for the block and then puts back what was bound before; a bare call

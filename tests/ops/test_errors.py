@@ -48,8 +48,9 @@ BAD = {
     "offsets elsewhere": (IDS, TOKENS.to("meta"), WEIGHT, ValueError, "offsets must be on ids' device cpu, got meta"),
     "empty table": (IDS, TOKENS, WEIGHT[:0], ValueError, r"ids must be in \[0, 0\), got 0"),
 }
-OF_VALUES = ("negative", "id past", "no ", "item offsets", "empty table") + tuple(
-    f"offsets {fault}" for fault in ("not from 0", "decreasing", "negative", "short", "long")
+OF_VALUES = (
+    *("negative", "id past", "no ", "item offsets", "empty table"),
+    *("offsets not from 0", "offsets decreasing", "offsets negative", "offsets short", "offsets long"),
 )
 
 
