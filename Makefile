@@ -4,7 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CXX ?= g++
 SANITIZED := build/sanitize/_native.so
-export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: demo test lint unit interpret sanitize bench clean
 
@@ -22,8 +21,9 @@ lint: $(VENV)/ready
 unit: $(VENV)/ready
 	$(BIN)/python -m pytest
 
+# One thread: the interpreter makes a torch call an instruction, each too small to share out (10 times slower on two).
 interpret: $(VENV)/ready
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
 
 # csrc under AddressSanitizer and UndefinedBehaviorSanitizer, driven by the operator tests.
 sanitize: $(VENV)/ready $(SANITIZED)

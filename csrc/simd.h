@@ -49,18 +49,14 @@ inline floats load(const float* p) {
   return x;
 }
 
-inline floats load(const bf16* p) {
-  return bit_copy<floats>(widen(load_bits(&p->bits)) << 16);
-}
-
 inline floats rounded(const float*, floats x) { return x; }
 
-// Round to nearest, ties to even; every NaN becomes the quiet NaN 0x7fc0, as in torch.
-inline halves rounded(const bf16*, floats x) {
+// In the upper half of each word: rounded to nearest, ties to even; every NaN the quiet 0x7fc0, as in torch. The
+// lower half is not cleared.
+inline words nearest_bf16(floats x) {
   const words bits = bit_copy<words>(x);
-  const words nearest = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const words nan = bit_copy<words>(x != x);
-  return narrow((nearest & ~nan) | (nan & 0x7fc0u));
+  const words nearest = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return x == x ? nearest : words{} + 0x7fc00000u;
 }
 
 #if PATCHREC_WIDTH == 16
@@ -114,35 +110,42 @@ inline halves rounded(const f16*, floats x) {
 
 #endif
 
+// A row is read and written two vectors at a time, as 2 * kWidth neighbours. Of bf16 the even ones and the odd ones:
+// a shift and a mask in place of a shuffle each, and again none to write them.
+struct Pair {
+  floats first, second;
+};
+
 template <class T>
-inline void store(T* p, floats x) {
-  const auto bits = rounded(p, x);
+inline Pair load_pair(const T* p) {
+  return {load(p), load(p + kWidth)};
+}
+
+inline Pair load_pair(const bf16* p) {
+  words both;
+  memcpy(&both, p, sizeof(both));
+  return {bit_copy<floats>(both << 16), bit_copy<floats>(both & 0xffff0000u)};
+}
+
+template <class T>
+inline auto rounded_pair(const T* p, Pair x) {
+  struct {
+    decltype(rounded(p, x.first)) first, second;
+  } out = {rounded(p, x.first), rounded(p, x.second)};
+  return out;
+}
+
+inline words rounded_pair(const bf16*, Pair x) {
+  return (nearest_bf16(x.first) >> 16) | (nearest_bf16(x.second) & 0xffff0000u);
+}
+
+template <class T>
+inline void store_pair(T* p, Pair x) {
+  const auto bits = rounded_pair(p, x);
   memcpy(p, &bits, sizeof(bits));
 }
 
-// Writes past the caches, to a 64-byte aligned row; the caller fences.
-template <class T>
-inline void stream(T* p, floats x) {
-#if PATCHREC_WIDTH == 16
-  const auto bits = rounded(p, x);
-  if constexpr (sizeof(bits) == 64) {
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bit_copy<__m512i>(bits));
-  } else {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bit_copy<__m256i>(bits));
-  }
-#elif PATCHREC_WIDTH == 8
-  const auto bits = rounded(p, x);
-  if constexpr (sizeof(bits) == 32) {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bit_copy<__m256i>(bits));
-  } else {
-    _mm_stream_si128(reinterpret_cast<__m128i*>(p), bit_copy<__m128i>(bits));
-  }
-#else
-  store(p, x);
-#endif
-}
-
-// 64 bytes as they are.
+// 64 bytes as they are, past the caches, to an aligned address; the caller fences.
 inline void stream_line(void* to, const void* from) {
 #if PATCHREC_WIDTH == 16
   _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
@@ -152,5 +155,21 @@ inline void stream_line(void* to, const void* from) {
   _mm256_stream_si256(static_cast<__m256i*>(to) + 1, _mm256_loadu_si256(source + 1));
 #else
   memcpy(to, from, 64);
+#endif
+}
+
+// The same of a pair, which is 32 bytes (halves on AVX2) or whole lines.
+template <class T>
+inline void stream_pair(T* p, Pair x) {
+  const auto bits = rounded_pair(p, x);
+#if PATCHREC_WIDTH == 8
+  for (size_t b = 0; b < sizeof(bits); b += 32)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(reinterpret_cast<char*>(p) + b),
+                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(reinterpret_cast<const char*>(&bits) + b)));
+#elif PATCHREC_WIDTH == 16
+  for (size_t b = 0; b < sizeof(bits); b += 64)
+    stream_line(reinterpret_cast<char*>(p) + b, reinterpret_cast<const char*>(&bits) + b);
+#else
+  memcpy(p, &bits, sizeof(bits));
 #endif
 }

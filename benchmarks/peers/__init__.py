@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What else computes compress in plain PyTorch.
+
+A peer is a module with two functions. `prepare(batch, dtype)` makes what depends on the batch alone
+and is never timed, which is the kindest to the peer: indices are int64, because embedding_bag was
+measured up to twice as slow with int32. `compress(weight, prepared)` is timed, and autograd is its
+backward.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from patchrec_fast import PackedBatch, compress
+from patchrec_fast.ops.compress import GradMode
+
+from . import (
+    embedding_bag,
+    embedding_bag_sparse,
+    embedding_bag_twice,
+    index_add,
+    per_item_loop,
+    segment_reduce,
+)
+
+MODES = ("forward", "dense", "dense+sgd", "sparse", "accumulate")
+OURS = "patchrec_fast"
+
+PEERS = {
+    "embedding_bag": embedding_bag,
+    "embedding_bag sparse": embedding_bag_sparse,
+    "embedding_bag twice": embedding_bag_twice,
+    "index_add": index_add,
+    "segment_reduce": segment_reduce,
+    "per-item loop": per_item_loop,
+}
+_SPARSE = ("embedding_bag sparse",)
+_LOOP = ("per-item loop",)
+_DENSE = tuple(name for name in PEERS if name not in _SPARSE + _LOOP)
+
+
+class Contestant(NamedTuple):
+    """Ours or a peer, ready to be timed in one mode."""
+
+    name: str
+    prepare: Callable[[PackedBatch, torch.dtype], Any]
+    compress: Callable[[Tensor, Any], Tensor]
+
+
+def peer(name: str) -> Contestant:
+    """The peer of that name."""
+    return Contestant(name, PEERS[name].prepare, PEERS[name].compress)
+
+
+def ours(mode: str) -> Contestant:
+    """patchrec_fast with the gradient mode that the benchmark mode asks for."""
+    grad_modes: dict[str, GradMode] = {"sparse": "sparse", "accumulate": "accumulate"}
+    grad_mode = grad_modes.get(mode, "dense")
+
+    def call(weight: Tensor, batch: PackedBatch) -> Tensor:
+        return compress(batch.ids, batch.offsets, weight, grad_mode=grad_mode, plan=batch.plan)
+
+    return Contestant(OURS, lambda batch, dtype: batch, call)
+
+
+def contestants(mode: str, *, loop: bool = False) -> list[Contestant]:
+    """Ours first, then every peer that has the mode; the loop's backward only where asked for."""
+    names = {"sparse": _SPARSE, "accumulate": _DENSE + _SPARSE}.get(mode, _DENSE)
+    if mode == "forward" or loop:
+        names += _LOOP
+    return [ours(mode), *(peer(name) for name in names)]

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Long-form results: one CSV row a contestant, appended whole or not at all."""
+
+import csv
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "results"
+
+Row = dict[str, str | int | float]
+
+
+def append(name: str, rows: Sequence[Row], folder: Path = FOLDER) -> Path:
+    """Add rows, all with the same columns, to `<folder>/<name>.csv`.
+
+    Raises:
+        ValueError: the file has other columns; nothing is written.
+    """
+    path = folder / f"{name}.csv"
+    columns = list(rows[0])
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    if path.exists():
+        text.write(old := path.read_text())
+        if (header := next(csv.reader(io.StringIO(old)))) != columns:
+            raise ValueError(f"{path}: it has the columns {header}, got rows of {columns}")
+    else:
+        writer.writeheader()
+    writer.writerows(rows)
+    write(path, text.getvalue())
+    return path
+
+
+def read(name: str, folder: Path = FOLDER) -> list[dict[str, str]]:
+    """All rows of `<folder>/<name>.csv`, none where there is no such file."""
+    path = folder / f"{name}.csv"
+    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Replace a file at once: a reader sees the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
+        os.chmod(temporary, 0o644)  # mkstemp makes private files
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

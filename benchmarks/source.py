@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data that benchmarks run on: real where it is at hand, generated where it is not."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+
+from patchrec_fast import Catalogue, Prompt, data
+from patchrec_fast.data import Dataset
+
+_SYSTEM = "You are a helpful assistant in {noun} recommendations."
+_INSTRUCTION = (
+    "A user has {past} [HISTORY_SEQUENCE]. Please recommend one {noun} for this user to {verb} "
+    "next with its title only and without any explanation."
+)
+_WORDS = {"goodreads": {"noun": "book", "past": "read", "verb": "read"}}
+_MOVIES = {"noun": "movie", "past": "watched", "verb": "watch"}
+
+
+_VOCABULARY = 128_256  # Llama-3
+_DISTINCT = 5000  # token ids that ML-1M's titles use
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset with its catalogue and prompt; `label` says what it is, in every table."""
+
+    label: str
+    dataset: Dataset
+    catalogue: Catalogue
+    prompt: Prompt
+
+
+def load(name: str, data_dir: str | None, tokenizer_dir: str | None) -> Source:
+    """The data set `name` of `data_dir`, or the generated sample where that is None.
+
+    Args:
+        name: "ml-1m" or "goodreads".
+        data_dir: a folder that holds `name` in the prepared format (`patchrec_fast.data.load`).
+        tokenizer_dir: a Hugging Face tokenizer with a chat template; None trains a small one on
+            the titles, which cuts them into other numbers of tokens; the label says so.
+
+    Raises:
+        FileNotFoundError: a folder that was named is not there.
+    """
+    dataset = data.generate() if data_dir is None else data.load(Path(data_dir) / name)
+    label = "generated sample" if data_dir is None else name
+    if tokenizer_dir is None or data_dir is None:
+        tokenizer = data.sample_tokenizer(dataset.titles.values())
+        label += "" if data_dir is None else " (sample tokenizer)"
+    else:
+        from transformers import AutoTokenizer
+
+        if not Path(tokenizer_dir).is_dir():
+            raise FileNotFoundError(f"tokenizer: {tokenizer_dir} is not a folder")
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    words = _WORDS.get(name, _MOVIES)
+    prompt = Prompt(
+        tokenizer,
+        system=_SYSTEM.format(**words),
+        instruction=_INSTRUCTION.format(**words),
+    )
+    return Source(label, dataset, Catalogue.from_titles(dataset.titles, tokenizer), prompt)
+
+
+def synthetic(mean_tokens: float) -> Source:
+    """Generated users, and titles of random tokens: needs neither data nor a tokenizer.
+
+    Args:
+        mean_tokens: of a title; 3.94 in ML-1M, 9.82 in Goodreads. Lengths are 1 + Poisson, ids
+            follow Zipf's law over as many different ones as ML-1M's titles use.
+    """
+    dataset = data.generate()
+    rng = np.random.default_rng(0)
+    lengths = 1 + rng.poisson(mean_tokens - 1, len(dataset.titles))
+    ids = rng.choice(_VOCABULARY, _DISTINCT, replace=False).astype(np.int32)
+    share = 1 / np.arange(10, 10 + _DISTINCT)
+    catalogue = Catalogue(
+        token_ids=rng.choice(ids, lengths.sum(), p=share / share.sum()),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+        item_ids=np.array(list(dataset.titles)),
+        titles=list(dataset.titles.values()),
+    )
+    prompt = SimpleNamespace(
+        prefix=ids[:40],
+        suffix=ids[40:75],
+        separator=_VOCABULARY + 2,
+        end_of_turn=_VOCABULARY - 1,
+        separators=True,
+        num_embeddings=_VOCABULARY + 3,
+    )
+    return Source("synthetic ids", dataset, catalogue, cast(Prompt, prompt))

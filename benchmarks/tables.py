@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results as text."""
+
+from collections.abc import Callable
+
+from .results import Row
+
+COMPRESS_NOTES = """\
+Each entry: median ms | times faster than the best peer, the median of per-round ratios (above 1 is
+faster) | GB/s of gathered and written rows | share of the ceiling's GB/s in the same cell; `!n`:
+n samples in which other processes took more than 4 % of the time.
+Peers get their indices and weights ready made. `sparse`: ours is coalesced, embedding_bag's is not.
+`dense`: our gradient comes in pages that the system zeroes at their first touch, so part of the bill
+comes with the first full read; `dense+sgd` reads the gradient once, table.add_(gradient, alpha=..),
+and pays all of it. `ceiling`: the same rows read by torch's fastest reader of rows into 512 sums, and
+as many rows as the output has filled in memory touched before; nothing big allocated, forward only."""
+
+
+def compress(rows: list[Row], speeds: dict[str, float]) -> str:
+    """A block for each dtype and mode: contestants down, shapes across, the losing rows too."""
+    lines = [_origin(rows)]
+    lines += [f"{name}: {speed:.1f} GB/s read and written" for name, speed in speeds.items()]
+    lines += ["", COMPRESS_NOTES]
+    for dtype, mode in _distinct(rows, "dtype", "mode"):
+        block = [row for row in rows if (row["dtype"], row["mode"]) == (dtype, mode)]
+        shapes = [shape for (shape,) in _distinct(block, "shape")]
+        lines += ["", f"{dtype} {mode}".ljust(22) + "".join(f"{shape:^31}" for shape in shapes)]
+        for (name,) in _distinct(block, "contestant"):
+            found = {row["shape"]: row for row in block if row["contestant"] == name}
+            entries = [_entry(found[shape]) if shape in found else " " * 31 for shape in shapes]
+            lines.append(f"{name:22}" + "".join(entries))
+    return "\n".join(lines)
+
+
+def _entry(row: Row) -> str:
+    contended = f"!{row['contended']}" if row["contended"] else ""
+    ms, ratio = float(row["median_ms"]), float(row["ratio"])
+    times = f"{ratio:.0f}x" if ratio >= 100 else f"{ratio:.2f}x" if ratio >= 0.01 else f"{ratio:.1g}x"
+    share = f"{float(row['ceiling_share']):.0%}"
+    return f"{ms:9.4g} {times:>7} {float(row['gb_s']):5.3g} {share:>4}{contended:3}"
+
+
+def packing(rows: list[Row], speeds: dict[str, float]) -> str:
+    """Policies down, contestants across."""
+    names = [name for (name,) in _distinct(rows, "contestant")]
+    lines = [_origin(rows), "histories a second, median (20 % and 80 % quantiles of the rounds)", ""]
+    lines.append(f"{'policy':24}" + "".join(f"{name:>30}" for name in names))
+    for (policy,) in _distinct(rows, "policy"):
+        found = {row["contestant"]: row for row in rows if row["policy"] == policy}
+        entries = [_speeds(found[name]) for name in names]
+        lines.append(f"{policy:24}" + "".join(f"{entry:>30}" for entry in entries))
+    return "\n".join(lines)
+
+
+def _speeds(row: Row) -> str:
+    median, low, high = (float(row[f"{name}_per_s"]) for name in ("median", "p20", "p80"))
+    return f"{median:,.0f} ({low:,.0f} to {high:,.0f})"
+
+
+def _origin(rows: list[Row]) -> str:
+    data = ", ".join(str(name) for (name,) in _distinct(rows, "data"))
+    return (
+        "data: {data}. {cpu}, {machine}, {threads} thread(s), torch {torch}, {allocator}, "
+        "commit {commit}, load {load} at the start"
+    ).format(**{**rows[0], "data": data})
+
+
+def _distinct(rows: list[Row], *columns: str) -> list[tuple[str | int | float, ...]]:
+    return list(dict.fromkeys(tuple(row[column] for column in columns) for row in rows))
+
+
+FORMATS: dict[str, Callable[[list[Row], dict[str, float]], str]] = {
+    "compress": compress,
+    "packing": packing,
+}
