@@ -45,6 +45,48 @@ class PackedBatch:
         """The number of users."""
         return len(self.cu_seqlens) - 1
 
+    def model_inputs(self) -> dict[str, Any]:
+        """The keyword arguments of a model that `patchrec_fast.attach` prepared.
+
+        Tensors, lists of tensors and integers, so that trainers and Accelerate can move them. On a
+        batch in host memory nothing waits for a GPU; on one already moved, finding the supervised
+        rows does, so call this before moving where that matters.
+
+        Returns:
+            position_ids: (1, R).
+            ids, token_offsets, item_offsets, and plan (a list) where there is one: for `compress`.
+            max_id: the largest token id, where it is known without asking a device.
+            cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k: segments, by transformers'
+                names for them.
+            use_cache: False; a cache would see all users as one sequence.
+            labels: (1, R), where there are targets. A user's first row has none: no row of theirs
+                is before it.
+            supervised_rows: (N,) int64, the rows whose successor is supervised.
+        """
+        inputs: dict[str, Any] = {
+            "position_ids": self.position_ids.unsqueeze(0),  # first: Trainer reads the batch size, 1, off it
+            "ids": self.ids,
+            "token_offsets": self.offsets[0],
+            "item_offsets": self.offsets[1],
+            "cu_seq_lens_q": self.cu_seqlens,
+            "cu_seq_lens_k": self.cu_seqlens,
+            "max_length_q": self.max_seqlen,
+            "max_length_k": self.max_seqlen,
+            "use_cache": False,
+        }
+        max_id = None if self.plan is None else self.plan.max_id
+        if max_id is None and self.ids.device.type == "cpu" and len(self.ids):
+            max_id = int(self.ids.max())
+        if max_id is not None:
+            inputs["max_id"] = max_id
+        if self.plan is not None:
+            inputs["plan"] = self.plan.tensors()
+        if self.labels is not None:
+            labels = self.labels.masked_fill(self.position_ids == 0, -100)
+            inputs["labels"] = labels.unsqueeze(0)
+            inputs["supervised_rows"] = supervised_rows(labels)
+        return inputs
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """A copy on `device`; the host does not wait with `non_blocking` from pinned memory."""
         return self._map(lambda part: part.to(device, non_blocking=non_blocking))
@@ -67,3 +109,8 @@ class PackedBatch:
             labels=None if self.labels is None else move(self.labels),
             plan=None if self.plan is None else move(self.plan),
         )
+
+
+def supervised_rows(labels: Tensor) -> Tensor:
+    """(N,) int64: the rows whose successor has a label in `labels` (R,), not shifted; -100 is none."""
+    return (labels[1:] != -100).nonzero().squeeze(1)

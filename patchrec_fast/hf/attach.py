@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`attach`: any Hugging Face causal language model reads packed batches.
+
+A forward pre-hook on the model turns a batch into `inputs_embeds` before the model's own forward runs. The
+embedding module is *called*, and compress runs inside its forward: there, and only there, a table that FSDP2 or
+ZeRO-3 keeps in shards is whole. Neither the hook nor the embedding's new forward holds any state, so a model that
+is copied, resized or sharded afterwards stays right.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _global_hooks
+
+from ..layout.batch import PackedBatch
+from ..ops import compress
+from ..ops.plan import Plan
+from . import attention as kernels
+from .loss import on_supervised_rows
+
+_LAYERS = {"full_attention", "sliding_attention"}
+_CLASHES = ("input_ids", "inputs_embeds", "attention_mask", "past_key_values")
+_FIELDS = ("ids", "token_offsets", "item_offsets", "plan", "max_id", "supervised_rows")
+# Hooks of these packages gather, release, mark or perturb what the embedding gives, be its rows means or not.
+_KNOWN_HOOKS = {"torch", "deepspeed", "transformers"}
+
+
+class Attachment:
+    """What `attach` returns.
+
+    Attributes:
+        model: the model.
+        attention: transformers' name of the attention implementation it runs with.
+    """
+
+    def __init__(self, model: nn.Module, attention: str, undo: ExitStack) -> None:
+        self.model = model
+        self.attention = attention
+        self._undo = undo
+
+    def __repr__(self) -> str:
+        return f"Attachment({type(self.model).__name__}, attention={self.attention!r})"
+
+    def detach(self) -> None:
+        """Puts the model back as it was: hook, attention implementation, embedding. A second call does nothing."""
+        self._undo.close()
+
+
+def attach(model: nn.Module, attention: str = "auto") -> Attachment:
+    """Lets a Hugging Face causal language model read packed batches, in place.
+
+    Afterwards `model(**batch.model_inputs())`, or `model(batch)`, gives `.loss` over the supervised rows and the
+    logits of the rows that predict them, (1, N, V); without targets, the logits of all rows, (1, R, V). Any other
+    call, such as `generate` or a padded batch, runs as before, on sdpa. Nothing is subclassed and no state-dict
+    name changes. Attach after wrapping with PEFT (which calls its inner model without hooks), before DDP, FSDP2
+    and torch.compile.
+
+    A plain `nn.Embedding` takes the fused operator. One that scales, adapts, shards by tensor or has a padding row
+    is called on the token ids, and its output averaged: always right, slower.
+
+    Args:
+        model: a causal language model of transformers, or a PEFT model around one.
+        attention: "auto" takes the fastest kernel that serves each call; "varlen", "fa2" or "masked" that kernel
+            (`patchrec_fast.hf.attention`) or an error; any other name is transformers' own implementation, such
+            as "sdpa", "eager" or "flash_attention_2".
+
+    Raises:
+        TypeError: not a module with input embeddings.
+        ValueError: DataParallel, a model attached already, or one whose layers cannot keep sequences apart.
+        RuntimeError, ImportError: attention that is not available, saying what to install.
+    """
+    _check(model)
+    with ExitStack() as undo:
+        for config in _configs(model):
+            undo.callback(setattr, config, "_attn_implementation_internal", config._attn_implementation_internal)
+        name = _set_attention(model, attention)
+        embedding = _embedding_of(model)
+        if _is_plain(embedding):
+            embedding.forward = MethodType(_embed, embedding)
+            undo.callback(vars(embedding).pop, "forward", None)
+        undo.callback(model.register_forward_pre_hook(_read_batch, with_kwargs=True).remove)
+        return Attachment(model, name, undo.pop_all())
+
+
+def _check(model: nn.Module) -> None:
+    if isinstance(model, nn.DataParallel):
+        raise ValueError("model: DataParallel splits a packed batch between users; use DistributedDataParallel")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a Hugging Face causal language model, got {type(model).__name__}")
+    if not hasattr(model, "config") or not hasattr(model, "set_attn_implementation"):
+        raise TypeError(
+            f"model must be a Hugging Face causal language model, got {type(model).__name__}; "
+            "attach to the model itself before wrapping it (DistributedDataParallel, FSDP)"
+        )
+    _embedding_of(model)
+    if _read_batch in model._forward_pre_hooks.values():
+        raise ValueError(f"model: this {type(model).__name__} is attached already; detach() it first")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(f"model: {type(model).__name__} is an encoder-decoder, expected a causal language model")
+    for config in _configs(model):
+        unknown = set(getattr(config, "layer_types", None) or ()) - _LAYERS
+        if unknown:
+            raise ValueError(
+                f"model: {type(model).__name__} has layers of type {', '.join(sorted(unknown))}, which would mix "
+                f"packed sequences; expected {' and '.join(sorted(_LAYERS))}"
+            )
+
+
+def _embedding_of(model: Any) -> nn.Module:
+    try:
+        embedding = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        embedding = None
+    if not isinstance(embedding, nn.Module):
+        raise TypeError(f"model: {type(model).__name__} has no input embeddings")
+    return embedding
+
+
+def _configs(model: nn.Module) -> Iterator[Any]:
+    """Each configuration of the model and of its parts, once."""
+    waiting: list[Any] = [part.config for part in model.modules() if hasattr(part, "config")]
+    seen = set()
+    while waiting:
+        config = waiting.pop()
+        if id(config) in seen or not hasattr(config, "_attn_implementation_internal"):
+            continue
+        seen.add(id(config))
+        waiting += [getattr(config, name, None) for name in getattr(config, "sub_configs", ())]
+        yield config
+
+
+def _set_attention(model: Any, attention: str) -> str:
+    if not isinstance(attention, str):
+        raise TypeError(f"attention must be a name, got {type(attention).__name__}")
+    name = attention
+    if attention in ("auto", *kernels.KERNELS):
+        kernels.register()
+        name = kernels.implementation(attention)
+        reason = _why_not(model, attention)
+        if reason is not None:
+            raise RuntimeError(f"attention={attention!r} cannot serve this model: {reason}")
+    try:
+        model.set_attn_implementation(name)
+    except ValueError as error:
+        ours = ", ".join(map(repr, ("auto", *kernels.KERNELS)))
+        raise ValueError(f"attention must be {ours} or a name that transformers knows, got {attention!r}") from error
+    if model.config._attn_implementation != name:
+        raise ValueError(
+            f"model: the attention of {type(model).__name__} cannot be set to {name!r}; transformers chose "
+            f"{model.config._attn_implementation!r}"
+        )
+    return name
+
+
+def _why_not(model: nn.Module, attention: str) -> str | None:
+    """Why the kernel cannot serve any call of the model; its dtype is known only call by call (autocast)."""
+    if attention == "auto":
+        return None
+    weight = next(model.parameters())
+    softcap = any(getattr(config, "attn_logit_softcapping", None) is not None for config in _configs(model))
+    return kernels.why_not(attention, weight.device.type, torch.bfloat16, softcap=softcap)
+
+
+def _is_plain(embedding: nn.Module) -> bool:
+    """Whether a call is exactly a lookup with a dense gradient, whatever hooks gather the table around it.
+
+    By the class's forward, not its name: FSDP2 makes a subclass without one, Gemma and PEFT have their own.
+    """
+    return (
+        isinstance(embedding, nn.Embedding)
+        and type(embedding).forward is nn.Embedding.forward
+        and "forward" not in vars(embedding)
+        and embedding.max_norm is None
+        and embedding.padding_idx is None
+        and not embedding.scale_grad_by_freq
+        and not embedding.sparse
+    )
+
+
+def _embed(
+    self: nn.Embedding,
+    ids: Tensor,  # (1, T) with offsets, any shape without
+    token_offsets: Tensor | None = None,
+    item_offsets: Tensor | None = None,
+    plan: Plan | None = None,
+) -> Tensor:  # (1, R, d)
+    """The forward of a plain embedding while attached; without offsets, the one it had."""
+    if token_offsets is None or item_offsets is None:
+        return nn.Embedding.forward(self, ids)
+    rows = compress(ids[0], (token_offsets, item_offsets), self.weight, plan=plan)  # (R, d)
+    return torch.ops.aten._unsafe_view(rows, (1, *rows.shape))  # FSDP2 warns of a module that returns a view
+
+
+def _fuses(embedding: nn.Module) -> bool:
+    """Whether the embedding has our forward still, its table will be whole in it, and no hook expects tokens."""
+    if getattr(vars(embedding).get("forward"), "__func__", None) is not _embed:
+        return False
+    hooks = [*embedding._forward_hooks.values(), *_global_hooks._global_forward_hooks.values()]
+    if any(getattr(hook, "__module__", "").partition(".")[0] not in _KNOWN_HOOKS for hook in hooks):
+        return False
+    if type(embedding.weight) in (Tensor, nn.Parameter):
+        return True
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(embedding, FSDPModule)  # its hooks gather the DTensor; tensor parallelism leaves it one
+
+
+def _read_batch(
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The forward pre-hook: a packed batch becomes `inputs_embeds` and what the loss needs."""
+    if args and isinstance(args[0], PackedBatch):
+        args, kwargs = args[1:], {**args[0].model_inputs(), **kwargs}
+    if "token_offsets" not in kwargs:
+        return None
+    if getattr(model, "_is_replica", False):
+        raise ValueError("DataParallel has split a packed batch between users; use DistributedDataParallel")
+    clashes = [name for name in _CLASHES if kwargs.get(name) is not None] + ["a positional argument"] * bool(args)
+    if clashes:
+        raise ValueError(f"a packed batch comes without {', '.join(clashes)}: it has no padding and no past")
+    embedding = _embedding_of(model)
+    _check_vocabulary(model, embedding, kwargs.get("max_id"))
+    ids, offsets = kwargs["ids"], (kwargs["token_offsets"], kwargs["item_offsets"])
+    plan = None if kwargs.get("plan") is None else Plan.from_tensors(kwargs["plan"])
+    if _fuses(embedding):
+        rows = embedding(ids.unsqueeze(0), *offsets, plan=plan)  # (1, R, d)
+    else:
+        rows = compress(ids, offsets, embedding).unsqueeze(0)
+    packed = {name: value for name, value in kwargs.items() if name not in _FIELDS}
+    packed.update(on_supervised_rows(kwargs), inputs_embeds=rows, use_cache=False)
+    if kernels.is_ours(model.config._attn_implementation):
+        # Four dimensions tell transformers that the mask is made; it would make one of (R, R) otherwise. Nobody
+        # reads it, and who did would see that nothing may be attended to.
+        packed["attention_mask"] = rows.new_zeros((1, 1, 1, 1), dtype=torch.bool)
+    return (), packed
+
+
+def _check_vocabulary(model: Any, embedding: nn.Module, max_id: int | None) -> None:
+    size = getattr(embedding, "num_embeddings", None)
+    if size is None:
+        size = model.config.get_text_config().vocab_size
+    if max_id is not None and max_id >= size:
+        raise ValueError(
+            f"ids must be below the model's {size} embeddings, got {max_id}: the batch was packed for another "
+            "vocabulary; call model.resize_token_embeddings(prompt.num_embeddings)"
+        )
