@@ -44,6 +44,20 @@ def serving(device: str) -> list[str]:
     return lines
 
 
+def attention(device: str) -> list[str]:
+    """Which kernel runs packed attention on that device, and why the others do not."""
+    from .hf import attention as kernels
+
+    dtypes = (torch.bfloat16, torch.float32)
+    served = ", ".join(f"{str(dtype).removeprefix('torch.')}: {kernels.choose('auto', device, dtype)}" for dtype in dtypes)
+    lines = [f"packed attention on {device}: {served}"]
+    for kernel in kernels.KERNELS:
+        reason = kernels.why_not(kernel, device, torch.bfloat16)
+        if reason is not None:
+            lines.append(f"  not {kernel}: {reason}")
+    return lines
+
+
 def report() -> str:
     """The whole text."""
     lines = [f"{name:16} {version}" for name, version in versions().items()]
@@ -53,7 +67,7 @@ def report() -> str:
     lines += [f"{kind:16} {getattr(torch, kind).get_device_name()}" for kind in devices()[1:]]
     lines.append("")
     for device in devices():
-        lines += serving(device)
+        lines += serving(device) + attention(device)
     return "\n".join(lines)
 
 

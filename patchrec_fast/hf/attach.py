@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _global_hooks
 
 from ..layout.batch import PackedBatch
-from ..ops import compress
+from ..ops.compress import compress
 from ..ops.plan import Plan
 from . import attention as kernels
 from .loss import on_supervised_rows

@@ -35,6 +35,9 @@ def register() -> None:
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
+    # They ask the machine, and guard on nothing. Marked here: this imports the compiler, and with it Triton.
+    for answer in (choose, _grouped):
+        torch.compiler.assume_constant_result(answer)
     for kernel in ("auto", *KERNELS):
         name = implementation(kernel)
         AttentionInterface.register(name, partial(attend, kernel=kernel))
@@ -216,7 +219,6 @@ def _window(window: int | None) -> tuple[int, int]:
     return (-1 if window is None else window - 1, 0)
 
 
-@torch.compiler.assume_constant_result
 def _grouped() -> dict[str, bool]:
     """torch 2.12 asks to be told of grouped heads; before, they needed no word."""
     from torch.nn.attention.varlen import varlen_attn
@@ -224,7 +226,6 @@ def _grouped() -> dict[str, bool]:
     return {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
-@torch.compiler.assume_constant_result  # asks the machine, and guards on nothing
 def choose(
     kernel: str,
     device_type: str,
