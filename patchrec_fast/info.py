@@ -49,7 +49,9 @@ def attention(device: str) -> list[str]:
     from .hf import attention as kernels
 
     dtypes = (torch.bfloat16, torch.float32)
-    served = ", ".join(f"{str(dtype).removeprefix('torch.')}: {kernels.choose('auto', device, dtype)}" for dtype in dtypes)
+    served = ", ".join(
+        f"{str(dtype).removeprefix('torch.')}: {kernels.choose('auto', device, dtype)}" for dtype in dtypes
+    )
     lines = [f"packed attention on {device}: {served}"]
     for kernel in kernels.KERNELS:
         reason = kernels.why_not(kernel, device, torch.bfloat16)

@@ -8,6 +8,7 @@ dispatch is at run time; PATCHREC_FAST_ISA=portable, avx2 or avx512 lowers it, f
 import ctypes
 import mmap
 import os
+import weakref
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -251,20 +252,32 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-# From here on glibc maps fresh pages for every allocation, and faulting them in 4 KiB at a time took 12 of the 16 ms
-# that a forward of 64 users took. NumPy asks for huge pages.
+# From here on glibc maps fresh pages for every allocation, and faulting them in took 10 of the 14 ms that a forward of
+# 64 users took. So blocks of that size are kept and handed out again, the last two of them.
 _FRESH_PAGES = 32 << 20
+_KEPT_BYTES = 256 << 20
+_kept: list[np.ndarray] = []
 
 
 def _empty(rows: int, d: int, dtype: torch.dtype) -> Tensor:
-    """(rows, d) uninitialised, from huge pages where it is large."""
+    """(rows, d) uninitialised; large ones from memory that a freed tensor of ours gave back."""
     size = rows * d * dtype.itemsize
     fills = torch.are_deterministic_algorithms_enabled()  # torch then fills what it hands out
     if size <= _FRESH_PAGES or fills:
         return torch.empty(rows, d, dtype=dtype)
-    memory = np.empty(size + 64, dtype=np.uint8)
-    start = -memory.ctypes.data % 64  # on a cache line, as torch's own allocations are
-    return torch.from_numpy(memory[start : start + size]).view(dtype).view(rows, d)
+    fitting = [(block.size, i) for i, block in enumerate(_kept) if size + 64 <= block.size <= 2 * size]
+    block = _kept.pop(min(fitting)[1]) if fitting else np.empty(size + size // 8 + 64, dtype=np.uint8)
+    start = -block.ctypes.data % 64  # on a cache line, as torch's own allocations are
+    memory = block[start : start + size]
+    # The tensor's storage owns `memory`, this array object and no other, so its end is the storage's.
+    weakref.finalize(memory, _give_back, block).atexit = False
+    return torch.from_numpy(memory).view(dtype).view(rows, d)
+
+
+def _give_back(block: np.ndarray) -> None:
+    if block.size <= _KEPT_BYTES:
+        _kept.append(block)
+        del _kept[:-2]
 
 
 def _lazy_zeros(rows: int, d: int, dtype: torch.dtype) -> Tensor:

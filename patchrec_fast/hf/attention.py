@@ -210,7 +210,7 @@ def packed_attention(
     from torch.nn.attention.varlen import varlen_attn
 
     lengths = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
-    options = {"scale": scale, "window_size": _window(window), **_grouped()}
+    options: dict[str, Any] = {"scale": scale, "window_size": _window(window), **_grouped()}
     return cast(Tensor, varlen_attn(query, key, value, *lengths, **options))
 
 

@@ -37,3 +37,29 @@ def test_more_than_2_to_31_elements_out():
     assert out.numel() > 2**31
     for row in (0, 2**19, 2**20, rows - 1):
         assert torch.equal(out[row], weight[row % 3])
+
+
+def test_large_outputs_reuse_memory_only_once_it_is_free():
+    rows, d = 5000, 2048
+    weight = torch.randn(97, d)
+    ids = torch.arange(rows, dtype=torch.int32) % 97
+    offsets = torch.arange(rows + 1, dtype=torch.int32)
+    native._kept.clear()
+    first = pf.compress(ids, offsets, weight)
+    row = first[7].clone()
+    view = first[7]  # holds the storage
+    address = first.data_ptr()
+    del first
+    second = pf.compress((ids + 1) % 97, offsets, weight)
+    assert second.data_ptr() != address
+    assert torch.equal(view, row)
+    array = second.numpy()
+    kept = array[3].copy()
+    del second, view
+    third = pf.compress((ids + 2) % 97, offsets, weight)
+    assert third.data_ptr() == address  # the first one's, freed by now
+    assert (array[3] == kept).all()
+    assert torch.equal(third, weight[((ids + 2) % 97).long()])
+    del third, array
+    assert len(native._kept) == 2
+    native._kept.clear()
