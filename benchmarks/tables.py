@@ -14,8 +14,8 @@ Peers get their indices and weights ready made. `sparse`: ours is coalesced, emb
 comes with the first full read; `dense+sgd` reads the gradient once, table.add_(gradient, alpha=..),
 and pays all of it. Outputs over 32 MB: ours reuse memory that a freed one gave back, glibc maps the
 peers' anew each time; with a warm heap (`make bench`) nobody maps any. `ceiling`: the same rows read
- by torch's fastest reader of rows into 512 sums, and
-as many rows as the output has filled in memory touched before; nothing big allocated, forward only."""
+by torch's fastest reader of rows into 512 sums, and as many rows as the
+output has filled in memory touched before; nothing big allocated, forward only."""
 
 
 def compress(rows: list[Row], speeds: dict[str, float]) -> str:

@@ -64,7 +64,11 @@ def choose(impl: str, device_type: str, dtype: torch.dtype) -> str:
 
 def serving(impl: str, tensor: Tensor) -> ModuleType:
     """The backend module for a tensor (the embedding table or a gradient of its rows)."""
-    name = choose(impl, tensor.device.type, tensor.dtype)
+    return _module(choose(impl, tensor.device.type, tensor.dtype))
+
+
+@cache
+def _module(name: str) -> ModuleType:
     if name == "cpu":
         from . import native
 

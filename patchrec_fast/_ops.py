@@ -138,7 +138,10 @@ def _(
     return None
 
 
-def dispatcher_needed(*tensors: Tensor) -> bool:
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def dispatcher_needed(weight: Tensor, ids: Tensor) -> bool:
     """Whether something must see the registered op: a compiler, a tracing mode, a tensor subclass.
 
     Otherwise the bodies above are called as they are. The dispatcher's Python layers cost 8 us warm and 100 us
@@ -146,7 +149,8 @@ def dispatcher_needed(*tensors: Tensor) -> bool:
     """
     return (
         torch.compiler.is_compiling()
-        or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors)
+        or type(weight) not in _PLAIN
+        or type(ids) not in _PLAIN
         or torch._C._len_torch_dispatch_stack() > 0
     )
 
