@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`patchrec-fast COMMAND`: finds the command's module, parses, runs, and turns an error into one line.
+
+A command is a module of this package with `EXAMPLE` (text for `--help`), `add_arguments(parser)` and
+`run(options) -> exit status`. Only the module of the command that was asked for is imported.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+
+COMMANDS = {
+    "info": "versions, and which backend serves which operator on which device",
+}
+_USAGE = "patchrec-fast COMMAND [options]\n       patchrec-fast COMMAND --help"
+# What bad input, missing files and missing packages raise; anything else is a defect and keeps its traceback.
+_EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError, KeyboardInterrupt)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: without the program's name; the process's own where None.
+
+    Returns:
+        0; 1 where the command failed, with one line on stderr (a traceback with `--debug`); 130 where it was
+        interrupted. argparse exits with 2 on a wrong option.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    name = given[0] if given and given[0] in COMMANDS else None
+    if name is None:
+        _front(given)
+        return 0
+    module = importlib.import_module(f".{name}", __package__)
+    parser = argparse.ArgumentParser(
+        f"patchrec-fast {name}",
+        description=COMMANDS[name][0].upper() + COMMANDS[name][1:] + ".",
+        epilog="example:\n" + module.EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(given[1:])
+    try:
+        return module.run(options)
+    except _EXPECTED as error:
+        if options.debug:
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            print("patchrec-fast: interrupted", file=sys.stderr)
+            return 130
+        print(f"patchrec-fast {name}: error: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _front(given: list[str]) -> None:
+    """The help of the program itself, or the error of a command that does not exist."""
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        "patchrec-fast",
+        usage=_USAGE,
+        description="Recommend with language models over very long user histories.",
+        epilog=f"commands:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"patchrec-fast {__version__}")
+    parser.parse_args(given[:1] if given and given[0].startswith("-") else [])
+    if given:
+        parser.error(f"unknown command {given[0]!r}, expected one of {', '.join(COMMANDS)}")
+    parser.print_help()
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text or type(error).__name__

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`patchrec.json` beside a model: the prompt and the policy that it was trained with.
+
+A model folder is plain Hugging Face format; this one file more lets evaluation and recommendation build the same
+prompts again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..layout import Catalogue, Dropout, ItemPatches, Packer, Prompt, RandomItemPatches, SessionPatches, Text
+from ..layout.policies import Policy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FILE = "patchrec.json"
+POLICIES: dict[str, type] = {
+    policy.__name__: policy for policy in (Text, ItemPatches, SessionPatches, RandomItemPatches, Dropout)
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How histories become prompts.
+
+    Attributes:
+        instruction, system, separators: as `Prompt` takes them.
+        policy: one of the library's five.
+        max_items: K, the newest items of a history that are kept; None keeps all.
+    """
+
+    instruction: str
+    system: str | None = None
+    separators: bool = True
+    policy: Policy = dataclasses.field(default_factory=Text)
+    max_items: int | None = 100
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.instruction, str):
+            raise TypeError(f"instruction: expected a string, got {self.instruction!r}")
+        if type(self.policy) not in POLICIES.values():
+            raise TypeError(f"policy: expected one of {', '.join(POLICIES)}, got {self.policy!r}")
+
+    def packer(self, titles: Mapping[int, str], tokenizer: PreTrainedTokenizerBase) -> Packer:
+        """The packer of these prompts. The tokenizer gets the marks where they are missing, as in `Prompt`."""
+        prompt = Prompt(tokenizer, system=self.system, instruction=self.instruction, separators=self.separators)
+        return Packer(Catalogue.from_titles(titles, tokenizer), prompt, self.policy, self.max_items)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `patchrec.json` into a folder that exists; whole or not at all."""
+        fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["policy"] = {"name": type(self.policy).__name__, **vars(self.policy)}
+        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{FILE}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(fields, file, indent=1, ensure_ascii=False)
+                file.write("\n")
+            os.chmod(name, 0o644)  # mkstemp makes private files
+            os.replace(name, Path(folder) / FILE)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Settings:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not JSON; a missing, unknown or wrong entry.
+        """
+        path = Path(folder) / FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file, expected a model folder that patchrec-fast train wrote")
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            policy = dict(fields.pop("policy"))
+            made = POLICIES[policy.pop("name")](**policy)
+            return cls(**fields, policy=made)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}: not settings of patchrec_fast ({type(error).__name__}: {error})") from error
