@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What transformers' TrainingArguments must say for micro-batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .batches import MicroBatches
+
+
+def trainer_arguments(batches: MicroBatches) -> dict[str, Any]:
+    """The arguments that a stock `Trainer` needs, and no other.
+
+        arguments = TrainingArguments("out", learning_rate=1e-5, **trainer_arguments(batches))
+        Trainer(model, arguments, data_collator=batches.collate, train_dataset=batches).train()
+
+    The epochs are in `batches`, so the trainer sees one. Its loss and gradients are means over the supervised
+    tokens of all processes and of all accumulated micro-batches. `eval_loss` is the trainer's own: the mean over
+    batches of each batch's mean over tokens.
+    """
+    return {
+        "per_device_train_batch_size": 1,
+        "per_device_eval_batch_size": 1,
+        "gradient_accumulation_steps": batches.accumulation,
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "accelerator_config": {"split_batches": False, "dispatch_batches": False},
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "prediction_loss_only": True,  # logits of packed batches have no common shape
+        "average_tokens_across_devices": True,
+        "logging_nan_inf_filter": False,  # it would hide a loss that is not finite
+    }

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Micro-batches as a map-style dataset, so that a stock trainer needs no sampler of its own.
+
+Element i is the description of micro-batch i, a pure function of i and of constants; the trainer reads one element
+a batch, in order, and the collator packs it. Accelerate deals element i to process i % world_size. So the order,
+the random patches and their rising probability depend on i only, and come out alike under gradient accumulation,
+data loader workers, prefetching, several processes and resuming, which skips the first elements.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from ..layout import Assignment, Packer, Policy, Text
+from ..layout.csr import counting
+from ..layout.csr import offsets as csr_offsets
+from ..layout.policies import check_count
+from .dealing import deal, split_by_count, split_by_rows
+from .stages import Stage
+
+if TYPE_CHECKING:
+    from ..data import Samples
+
+_SAMPLES_AT_ONCE = 4096  # bounds memory; about 2 million tokens
+_ORDER, _PATCHES = 0, 1  # which stream of random numbers
+
+
+class MicroBatch(NamedTuple):
+    """What one forward pass learns from."""
+
+    number: int  # its own
+    samples: NDArray[np.int64]  # (n,) places in `Samples`
+    step: int  # of the optimizer, from 0
+    progress: float  # step / all steps
+    seed: tuple[int, int, int]  # of its random patches
+
+
+class MicroBatches(Dataset[MicroBatch]):
+    """The micro-batches of all processes and epochs, in the order of training.
+
+    Each optimizer step has world_size * accumulation micro-batches of nearly equal rows, and elements
+    `(step * accumulation + a) * world_size + r` are those of process r. Steps, and what is drawn at random, depend
+    on world_size * accumulation only: one process that accumulates twice trains as two processes do.
+
+    Each sample comes once an epoch. Where the samples of an epoch cannot be dealt (one sample fills a micro-batch,
+    and their number is no multiple of world_size * accumulation), those left over, fewer than that, are left out:
+    other ones each epoch, as each has its own order.
+
+    Attributes:
+        optimizer_steps: of the whole training.
+        samples, packer, stage, accumulation, world_size, seed, evaluation: as given.
+        left_out: how many samples are left out, all epochs together.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        packer: Packer,
+        stage: Stage,
+        *,
+        sequences: int | None = None,
+        rows: int | None = None,
+        accumulation: int = 1,
+        world_size: int = 1,
+        epochs: int = 1,
+        steps: int | None = None,
+        seed: int = 0,
+        evaluation: bool = False,
+    ) -> None:
+        """Plan all batches; every sample is packed once for it, 10 microseconds each.
+
+        Args:
+            samples: what is learnt.
+            packer: its catalogue, prompt, max_items and plan are used; its policy is the stage's.
+            stage: the policy of each step.
+            sequences: samples of a micro-batch, at most; steps have nearly equal numbers of them. With a twin, each
+                makes two sequences.
+            rows: instead of `sequences`, the rows that a micro-batch may have, twins included; never exceeded. For
+                a random policy, rows are counted as if all were text.
+            accumulation: micro-batches of a process in one optimizer step.
+            world_size: data-parallel processes.
+            epochs: how often each sample is learnt.
+            steps: only so many optimizer steps, the first ones; progress then runs over these.
+            seed: of the order and of the random patches.
+            evaluation: for validation: in order, by the stage's `final` policy, without twins.
+
+        Raises:
+            TypeError, ValueError: an argument out of range; both or neither of `sequences` and `rows`; fewer samples
+                than world_size * accumulation; a sample of more than `rows` rows; ids that the catalogue does not
+                have.
+        """
+        if (sequences is None) == (rows is None):
+            raise ValueError(f"sequences, rows: expected one of them, got {sequences!r} and {rows!r}")
+        counts = {"sequences": sequences, "rows": rows, "steps": steps}
+        counts.update(accumulation=accumulation, world_size=world_size, epochs=epochs)
+        for name, value in counts.items():
+            if value is not None:
+                check_count(name, value, minimum=1)
+        check_count("seed", seed, minimum=0)
+        parts = accumulation * world_size
+        if len(samples.targets) < parts:
+            raise ValueError(
+                f"samples: got {len(samples.targets)}, expected at least {parts}, one for each of the "
+                f"{accumulation} * {world_size} micro-batches of a step (accumulation * world_size)"
+            )
+        self.samples = samples
+        self.packer = packer
+        self.stage = stage
+        self.accumulation = accumulation
+        self.world_size = world_size
+        self.seed = seed
+        self.evaluation = evaluation
+
+        lengths = self._longest_rows()  # (S,)
+        if rows is not None and (longest := int(lengths.max())) > rows:
+            raise ValueError(
+                f"rows: got {rows}, but sample {lengths.argmax()} alone has {longest}"
+                f"{', its twin included' if self._twin else ''}; give more, or fewer max_items to the packer"
+            )
+        orders, sizes = [], []
+        for epoch in range(epochs):
+            order = np.arange(len(lengths)) if evaluation else self._generator(_ORDER, epoch).permutation(len(lengths))
+            if rows is not None:
+                starts = split_by_rows(lengths[order], parts, rows)
+            else:
+                starts = split_by_count(len(order), parts, sequences or 0)
+            for first, last in pairwise(starts):
+                within, counted = deal(lengths[order[first:last]], parts)
+                orders.append(order[first:last][within])
+                sizes.append(counted)
+        if steps is not None and steps > len(sizes):
+            raise ValueError(f"steps: expected at most {len(sizes)}, as many as {epochs} epochs have, got {steps}")
+        self.optimizer_steps = len(sizes) if steps is None else steps
+        self.left_out = epochs * len(lengths) - sum(map(len, orders))
+        self._order = np.concatenate(orders[:steps])
+        self._starts = csr_offsets(np.concatenate(sizes[:steps]))  # (len(self) + 1,)
+
+    def __len__(self) -> int:
+        """Micro-batches of all processes and epochs, a multiple of world_size * accumulation."""
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: int) -> MicroBatch:
+        if not 0 <= index < len(self):
+            raise IndexError(f"micro-batch {index} of {len(self)}")
+        step = index // (self.accumulation * self.world_size)
+        return MicroBatch(
+            number=index,
+            samples=self._order[self._starts[index] : self._starts[index + 1]],
+            step=step,
+            progress=step / self.optimizer_steps,
+            seed=(self.seed, _PATCHES, index),
+        )
+
+    def collate(self, batch: list[MicroBatch]) -> dict[str, Any]:
+        """The collator: the model's keyword arguments for a micro-batch.
+
+        Args:
+            batch: one micro-batch, in a list, as a data loader with a batch size of 1 gives it.
+
+        Raises:
+            ValueError: not exactly one; the trainer's batch size is not 1.
+        """
+        if len(batch) != 1:
+            raise ValueError(f"batch: expected 1 micro-batch, got {len(batch)}; set per_device_train_batch_size=1")
+        [one] = batch
+        policy = self.stage.final if self.evaluation else self.stage.policy(one.progress)
+        samples = np.tile(one.samples, 2) if self._twin else one.samples
+        packer = _with_policy(self.packer, _Twin(policy) if self._twin else policy)
+        return packer.pack(*_take(self.samples, samples), seed=np.random.default_rng(one.seed)).model_inputs()
+
+    @property
+    def _twin(self) -> bool:
+        return self.stage.twin and not self.evaluation
+
+    def _generator(self, stream: int, number: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, stream, number))
+
+    def _longest_rows(self) -> NDArray[np.int64]:
+        """(S,): a bound on the rows that a sample takes, twin included; exact where nothing is random."""
+        packer = _with_policy(self.packer, self.stage.longest)
+        packer.plan = False
+        rows = []
+        for first in range(0, len(self.samples.targets), _SAMPLES_AT_ONCE):
+            last = min(first + _SAMPLES_AT_ONCE, len(self.samples.targets))
+            part = _take(self.samples, np.arange(first, last))
+            rows.append(np.diff(packer.pack(*part).cu_seqlens.numpy()).astype(np.int64))
+        return np.concatenate(rows) * (2 if self._twin else 1)
+
+
+class _Twin:
+    """A policy for a batch whose second half is the first again, as text."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def assign(self, lengths: NDArray[np.int64], rng: np.random.Generator) -> Assignment:
+        first, second = np.split(lengths, 2)
+        one, other = self.policy.assign(first, rng), Text().assign(second, rng)
+        return Assignment(np.concatenate([one.grain, other.grain]), np.concatenate([one.session, other.session]))
+
+
+def _with_policy(packer: Packer, policy: Policy) -> Packer:
+    """A packer that shares everything else."""
+    other = copy.copy(packer)
+    other.policy = policy
+    return other
+
+
+def _take(
+    samples: Samples, places: NDArray[np.int64]
+) -> tuple[tuple[NDArray[np.int32], NDArray[np.int64]], NDArray[np.int32]]:
+    """The histories and targets at `places`."""
+    flat, offsets = samples.histories
+    lengths = offsets[places + 1] - offsets[places]
+    return (flat[counting(offsets[places], lengths)], csr_offsets(lengths)), samples.targets[places]
