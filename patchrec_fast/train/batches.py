@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from ..data import Samples
 from ..layout import Assignment, Packer, Policy, Text
 from ..layout.csr import counting
 from ..layout.csr import offsets as csr_offsets
 from ..layout.policies import check_count
 from .dealing import deal, split_by_count, split_by_rows
 from .stages import Stage
-
-if TYPE_CHECKING:
-    from ..data import Samples
 
 _SAMPLES_AT_ONCE = 4096  # bounds memory; about 2 million tokens
 _ORDER, _PATCHES = 0, 1  # which stream of random numbers
@@ -95,6 +93,12 @@ class MicroBatches(Dataset[MicroBatch]):
                 than world_size * accumulation; a sample of more than `rows` rows; ids that the catalogue does not
                 have.
         """
+        if not isinstance(samples, Samples):
+            raise TypeError(f"samples: expected data.Samples, got {type(samples).__name__}")
+        if len(samples.histories[1]) != len(samples.targets) + 1:
+            raise ValueError(
+                f"samples: got {len(samples.histories[1]) - 1} histories and {len(samples.targets)} targets"
+            )
         if (sequences is None) == (rows is None):
             raise ValueError(f"sequences, rows: expected one of them, got {sequences!r} and {rows!r}")
         counts = {"sequences": sequences, "rows": rows, "steps": steps}

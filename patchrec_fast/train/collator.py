@@ -39,13 +39,13 @@ class Collator:
         Raises:
             ValueError: rows without a history, or only some with a target.
         """
-        for column, needed in ((self.history, len(rows)), (self.target, 0)):
-            found = sum(column in row for row in rows)
-            if found not in (needed, len(rows)):
-                raise ValueError(
-                    f"rows: {found} of {len(rows)} have the column {column!r}; the trainer drops columns unless "
-                    "remove_unused_columns=False"
-                )
-        targets = [row[self.target] for row in rows] if self.target in rows[0] else None
+        learnt = sum(self.target in row for row in rows)
+        if not all(self.history in row for row in rows) or learnt not in (0, len(rows)):
+            raise ValueError(
+                f"rows: expected the column {self.history!r} in each, and {self.target!r} in all or in none, got "
+                f"{sorted({name for row in rows for name in row})}; a trainer drops columns it does not know unless "
+                "remove_unused_columns=False"
+            )
+        targets = [row[self.target] for row in rows] if learnt else None
         seed = int(torch.randint(2**62, ()))
         return self.packer.pack([row[self.history] for row in rows], targets, seed).model_inputs()
