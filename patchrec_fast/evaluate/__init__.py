@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy saves and what a recommender is worth."""
+"""What a policy saves and what a recommender is worth.
 
+`patchrec_fast.evaluate` is the function `evaluate` once the package is imported; names of this subpackage come by
+`from patchrec_fast.evaluate import ...`.
+"""
+
+from .baselines import baseline_ranks as baseline_ranks
 from .compression import Compression as Compression
 from .compression import catalogue_ratio as catalogue_ratio
 from .compression import measure_compression as measure_compression
+from .intervals import Comparison as Comparison
+from .intervals import Estimate as Estimate

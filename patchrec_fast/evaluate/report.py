@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation found: a table to read, a file to keep, and a pair of them to compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import _files
+from . import metrics
+from .intervals import Comparison, Estimate, compare, estimate
+
+
+@dataclass(frozen=True)
+class Report:
+    """Of S samples.
+
+    Attributes:
+        name: what was evaluated, in words.
+        ks: the K of HR@K and NDCG@K.
+        ranks: S places of the target's title in the recommendations, from 0; -1 is a miss.
+        users: S numbers, whose sample each is.
+        identity: a digest of the samples; only reports with equal ones are compared.
+        shared_titles: titles that more than one item of the catalogue has; these are one answer.
+        shared_targets: samples whose target has such a title.
+        rows: mean rows of a prompt, the language model's tokens; None for a baseline, as the next three.
+        seconds: mean seconds a sample, by part of the work: pack, prompt, decode.
+        peak_memory: bytes.
+        memory_kind: which memory that is.
+        settings: whatever else says how it was made; JSON values.
+    """
+
+    name: str
+    ks: tuple[int, ...]
+    ranks: list[int]
+    users: list[int]
+    identity: str
+    shared_titles: int
+    shared_targets: int
+    rows: float | None = None
+    seconds: dict[str, float] | None = None
+    peak_memory: int | None = None
+    memory_kind: str | None = None
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def metrics(self, confidence: float = 0.95) -> dict[str, Estimate]:
+        """ "HR@10" and so on -> the mean and its bootstrap interval over users."""
+        return estimate(self._values(), self.users, confidence=confidence)
+
+    def compare(self, other: Report) -> dict[str, Comparison]:
+        """How much better this one is than `other` on the same samples, by metric.
+
+        Raises:
+            ValueError: other samples, or no K that both have.
+        """
+        if self.identity != other.identity:
+            raise ValueError(f"other: {other.name!r} has other samples than {self.name!r}; compare one split, one limit")
+        mine, theirs = self._values(), other._values()
+        common = [name for name in mine if name in theirs]
+        if not common:
+            raise ValueError(f"other: expected one of the K {self.ks}, got {other.ks}")
+        return compare({name: theirs[name] for name in common}, {name: mine[name] for name in common}, self.users)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; `metrics` are in it for readers, `from_dict` counts them again."""
+        found = {name: value._asdict() for name, value in self.metrics().items()}
+        return {"metrics": found, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Report:
+        """What `to_dict` gave.
+
+        Raises:
+            TypeError, KeyError: it is something else.
+        """
+        fields = dict(fields)
+        del fields["metrics"]
+        return cls(**{**fields, "ks": tuple(fields["ks"])})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes JSON, whole or not at all."""
+        _files.write(path, json.dumps(self.to_dict(), ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Report:
+        """Reads what `save` wrote.
+
+        Raises:
+            OSError: no such file.
+            ValueError: it is not a report.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}: not a report of patchrec-fast evaluate ({error!r})") from error
+
+    def __str__(self) -> str:
+        users = len(set(self.users))
+        lines = [f"{self.name}: {len(self.ranks)} samples of {users} users"]
+        lines += [
+            f"  {name:<8} {value:.4f}   95 % {low:.4f} to {high:.4f}"
+            for name, (value, low, high) in self.metrics().items()
+        ]
+        if self.rows is not None:
+            lines.append(f"  rows a prompt: {self.rows:.1f}")
+        if self.seconds:
+            parts = ", ".join(f"{part} {1000 * seconds:.2f}" for part, seconds in self.seconds.items())
+            lines.append(f"  ms a sample: {1000 * sum(self.seconds.values()):.2f} ({parts})")
+        if self.peak_memory is not None:
+            lines.append(f"  peak memory: {self.peak_memory / 2**20:.0f} MiB {self.memory_kind}")
+        lines.append(f"  titles that items share: {self.shared_titles}, targets among them: {self.shared_targets}")
+        return "\n".join(lines)
+
+    def _values(self) -> metrics.Values:
+        return metrics.values(self.ranks, self.ks)
+
+
+def comparison_table(name: str, compared: dict[str, Comparison]) -> str:
+    """A line a metric."""
+    lines = [f"against {name}:"]
+    for metric, (difference, p_value) in compared.items():
+        value, low, high = difference
+        lines.append(f"  {metric:<8} {value:+.4f}   95 % {low:+.4f} to {high:+.4f}   p = {p_value:.4f}")
+    return "\n".join(lines)
