@@ -20,3 +20,4 @@ from .ops import compress as compress
 from .ops import make_plan as make_plan
 from .ops import patch_table as patch_table
 from .ops import use_embedding as use_embedding
+from .recommend import Recommender as Recommender

@@ -77,7 +77,8 @@ def attend(
         sliding_window: a row sees itself and the `sliding_window - 1` rows before it.
         softcap: logits become `softcap * tanh(logits / softcap)`.
         kernel: one of KERNELS, or "auto".
-        kwargs: the model's other arguments; `cu_seq_lens_q` (B + 1,) int32 and `max_length_q` make a packed call.
+        kwargs: the model's other arguments; `cu_seq_lens_q` (B + 1,) int32 and `max_length_q` make a packed call;
+            a `tree` (`patchrec_fast.hf.cache.TreeCache`) keeps a packed call's keys and values, and serves the others.
 
     Raises:
         ValueError: what no path here computes (attention sinks; packed rows with a cache, a position bias, in several
@@ -86,7 +87,10 @@ def attend(
     """
     if s_aux is not None:
         raise ValueError(f"{type(module).__name__} has attention sinks, which {NAME} does not compute")
-    cu_seqlens = kwargs.get("cu_seq_lens_q")
+    cu_seqlens, tree = kwargs.get("cu_seq_lens_q"), kwargs.get("tree")
+    if tree is not None and cu_seqlens is None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return tree.attend(module.layer_idx, *_one_dtype(query, key, value), scale, sliding_window, softcap), None
     if cu_seqlens is None or kwargs.get("cache") is not None:  # continuous batching gives both, and its own mask
         if softcap is not None:
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -106,6 +110,8 @@ def attend(
     if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         raise ValueError(f"{type(module).__name__} is not causal; {NAME} packs causal attention only")
     q, k, v = (x[0].transpose(0, 1) for x in _one_dtype(query, key, value))  # (R, H, D)
+    if tree is not None:
+        tree.keep(module.layer_idx, k, v)
     out = packed_attention(
         q,
         k,

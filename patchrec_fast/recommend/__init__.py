@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Next items from a language model: decoding constrained to the titles of the catalogue."""
+"""Decoding over the catalogue: every answer is a title that exists. Importing this does not import transformers."""
+
+from .recommender import Recommendations as Recommendations
+from .recommender import Recommender as Recommender
+from .trie import Trie as Trie

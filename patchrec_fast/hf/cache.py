@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys and values of packed prompts, and of a tree of tokens that grows behind each prompt.
+
+A row of a tree sees its own user's prompt, the rows on its path from the root, and itself. The prompt is computed
+once and shared: its keys are neither repeated for the branches nor reordered when branches die. So the attention of a
+row is two parts, prompt and path, each with its log-sum-exp, and the parts are merged by those (as in
+FlashAttention's split over keys; Hydragen, arXiv 2402.05099, and Cascade inference do it with a shared prefix).
+
+A model takes part through the attention implementation alone: `tree=TreeCache(...)` among its keyword arguments
+reaches `patchrec_fast.hf.attention.attend` in each layer. A packed call leaves its keys and values here, and a call
+after `begin` appends and attends. transformers' own cache is not used.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+Part = tuple[Tensor, Tensor]
+"""What a set of keys gives a row: the mean of values (n, Hk, G, D) float32, and the log-sum-exp (n, Hk, G)."""
+
+
+class Rows(NamedTuple):
+    """n rows of the trees, read in one call of the model."""
+
+    user: Tensor  # (n,) int64, rising
+    depth: Tensor  # (n,) int64, tokens after the prompt, its own included
+    path: Tensor  # (n, A) int64, numbers of the rows on the path by depth, itself last, -1 behind
+    counts: list[int]  # (B,) rows of each user
+
+
+class TreeCache:
+    """The state of one batch, all layers.
+
+    Attributes:
+        lengths: (B,) rows of each prompt.
+        count: the number that the next row gets; the trees' roots, the ends of the prompts, are 0 to B - 1.
+    """
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+        self.count = len(lengths)
+        self._prompts: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys and values (R, Hk, D)
+        self._padded: dict[int, tuple[Tensor, Tensor]] = {}  # the same, (B, Hk, S, D), where a kernel needs that
+        self._trees: dict[int, Tensor] = {}  # (2, capacity, Hk, D)
+        self._rows: Rows | None = None
+
+    def begin(self, rows: Rows) -> None:
+        """The next call of the model reads these rows; they get the numbers from `count` on."""
+        self._rows = rows
+
+    def end(self) -> None:
+        """The call is over."""
+        assert self._rows is not None
+        self.count += len(self._rows.user)
+        self._rows = None
+
+    def keep(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """A layer's keys and values of all prompts, (R, Hk, D)."""
+        self._prompts[layer] = key, value
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,  # (1, Hq, n, D)
+        key: Tensor,  # (1, Hk, n, D)
+        value: Tensor,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:  # (1, n, Hq, D)
+        """Appends the rows' keys and values to a layer, and gives the rows' attention."""
+        rows = self._rows
+        if rows is None or layer not in self._prompts:
+            raise ValueError("a tree's rows come after its prompts: call the model on the packed batch, then begin()")
+        keys, values = self._append(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        q = query[0].transpose(0, 1).unflatten(1, (key.shape[1], -1))  # (n, Hk, G, D)
+        near = _path_part(q, keys, values, rows, scale, window, softcap)
+        if q.device.type == "cpu" and window is None and softcap is None and q.dtype == key.dtype:
+            far = self._prompt_part_flash(layer, q, rows, scale)
+        else:
+            far = self._prompt_part(layer, q, rows, scale, window, softcap)
+        return _merged(near, far).to(value.dtype).flatten(1, 2).unsqueeze(0)
+
+    def _append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        store, needed = self._trees.get(layer), self.count + len(key)
+        if store is None or store.shape[1] < needed:
+            grown = key.new_zeros((2, max(needed, 2 * self.count), *key.shape[1:]))  # padding of paths reads row 0
+            if store is not None:
+                grown[:, : self.count] = store[:, : self.count]
+            self._trees[layer] = store = grown
+        store[0, self.count : needed], store[1, self.count : needed] = key, value
+        return store[0], store[1]
+
+    def _prompt_part_flash(self, layer: int, query: Tensor, rows: Rows, scale: float) -> Part:
+        """torch's flash kernel on the CPU, a user at a time: the queries of one key head are one run of queries."""
+        keys, values = self._prompts[layer]
+        out = query.new_empty(query.shape)
+        lse = query.new_empty(query.shape[:3], dtype=torch.float32)
+        row = start = 0
+        for count, length in zip(rows.counts, self.lengths, strict=True):
+            if count:
+                mine, groups = slice(row, row + count), query.shape[2]
+                q = query[mine].permute(1, 0, 2, 3).flatten(1, 2).unsqueeze(0)  # (1, Hk, count * G, D)
+                k, v = (x[start : start + length].transpose(0, 1).unsqueeze(0) for x in (keys, values))
+                made, kept = _flash(q, k, v, 0.0, False, attn_mask=None, scale=scale)
+                out[mine] = made[0].unflatten(1, (count, groups)).transpose(0, 1)
+                lse[mine] = kept[0].unflatten(1, (count, groups)).transpose(0, 1)
+            row, start = row + count, start + length
+        return out.float(), lse
+
+    def _prompt_part(
+        self, layer: int, query: Tensor, rows: Rows, scale: float, window: int | None, softcap: float | None
+    ) -> Part:
+        """Any device, window and cap: users padded to the longest prompt and to the most rows."""
+        keys, values = self._pad(layer)  # (B, Hk, S, D)
+        users, most = len(self.lengths), max(rows.counts)
+        counts = torch.tensor(rows.counts, device=query.device)
+        rank = torch.arange(len(rows.user), device=query.device) - (counts.cumsum(0) - counts)[rows.user]
+        q = query.new_zeros(users, most, *query.shape[1:])
+        q[rows.user, rank] = query
+        logits = torch.einsum("bnkgd,bksd->bnkgs", q, keys.to(q.dtype))[rows.user, rank]  # (n, Hk, G, S)
+        length = torch.tensor(self.lengths, device=query.device)[rows.user]  # (n,)
+        column = torch.arange(keys.shape[2], device=query.device)
+        seen = column < length.unsqueeze(1)  # (n, S)
+        if window is not None:
+            seen &= (length + rows.depth - 1).unsqueeze(1) - column < window
+        weights, lse = _softmax(logits, seen, scale, softcap)
+        spread = weights.new_zeros(users, most, *weights.shape[1:])
+        spread[rows.user, rank] = weights
+        mean = torch.einsum("bnkgs,bksd->bnkgd", spread.to(values.dtype), values)[rows.user, rank]
+        return mean.float(), lse
+
+    def _pad(self, layer: int) -> tuple[Tensor, Tensor]:
+        if layer not in self._padded:
+            prompts = self._prompts[layer]
+            padded = [torch.nn.utils.rnn.pad_sequence(x.split(self.lengths), batch_first=True) for x in prompts]
+            self._padded[layer] = padded[0].transpose(1, 2), padded[1].transpose(1, 2)
+            self._prompts[layer] = prompts[0][:0], prompts[1][:0]  # one copy is enough
+        return self._padded[layer]
+
+
+def _path_part(
+    query: Tensor, keys: Tensor, values: Tensor, rows: Rows, scale: float, window: int | None, softcap: float | None
+) -> Part:
+    """The rows on the path, itself included: few, so they are gathered."""
+    path = rows.path  # (n, A)
+    at = path.clamp(min=0)
+    logits = torch.einsum("nkgd,nakd->nkga", query, keys[at].to(query.dtype))  # (n, Hk, G, A)
+    seen = path >= 0
+    if window is not None:
+        seen &= rows.depth.unsqueeze(1) - 1 - torch.arange(path.shape[1], device=path.device) < window
+    weights, lse = _softmax(logits, seen, scale, softcap)
+    return torch.einsum("nkga,nakd->nkgd", weights, values[at].float()), lse
+
+
+def _softmax(logits: Tensor, seen: Tensor, scale: float, softcap: float | None) -> Part:
+    """Weights (n, Hk, G, S) and their log-sum-exp (n, Hk, G), float32; zeros and -inf where nothing is seen."""
+    logits = logits.float() * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logits = logits.masked_fill(~seen[:, None, None], -torch.inf)
+    lse = logits.logsumexp(-1)
+    return (logits - lse.clamp(min=torch.finfo(lse.dtype).min).unsqueeze(-1)).exp(), lse
+
+
+def _merged(near: Part, far: Part) -> Tensor:
+    """The mean of both parts' values, (n, Hk, G, D) float32. A row always sees itself, so `near` is finite."""
+    share = torch.sigmoid(far[1] - near[1]).unsqueeze(-1)
+    return torch.lerp(near[0], far[0], share)
