@@ -14,19 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as _global_hooks
 
 from ..layout.batch import PackedBatch
 from ..ops.compress import compress
 from ..ops.plan import Plan
 from . import attention as kernels
+from . import head
 from .loss import on_supervised_rows
+from .modules import keeps_forward, serves
 
 _LAYERS = {"full_attention", "sliding_attention"}
 _CLASHES = ("input_ids", "inputs_embeds", "attention_mask", "past_key_values")
 _FIELDS = ("ids", "token_offsets", "item_offsets", "plan", "max_id", "supervised_rows")
-# Hooks of these packages gather, release, mark or perturb what the embedding gives, be its rows means or not.
-_KNOWN_HOOKS = {"torch", "deepspeed", "transformers"}
 
 
 class Attachment:
@@ -46,18 +45,18 @@ class Attachment:
         return f"Attachment({type(self.model).__name__}, attention={self.attention!r})"
 
     def detach(self) -> None:
-        """Puts the model back as it was: hook, attention implementation, embedding. A second call does nothing."""
+        """Puts the model back as it was: hook, attention implementation, forwards. A second call does nothing."""
         self._undo.close()
 
 
-def attach(model: nn.Module, attention: str = "auto") -> Attachment:
+def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Attachment:
     """Lets a Hugging Face causal language model read packed batches, in place.
 
     Afterwards `model(**batch.model_inputs())`, or `model(batch)`, gives `.loss` over the supervised rows and the
-    logits of the rows that predict them, (1, N, V); without targets, the logits of all rows, (1, R, V). Any other
-    call, such as `generate` or a padded batch, runs as before, on sdpa. Nothing is subclassed and no state-dict
-    name changes. Attach after wrapping with PEFT (which calls its inner model without hooks), before DDP, FSDP2
-    and torch.compile.
+    logits of the rows that predict them, (1, N, V), or None where they were never made (`loss`); without targets,
+    the logits of all rows, (1, R, V). Any other call, such as `generate` or a padded batch, runs as before, on sdpa.
+    Nothing is subclassed and no state-dict name changes. Attach after wrapping with PEFT (which calls its inner
+    model without hooks), before DDP, FSDP2 and torch.compile; detach before PEFT merges.
 
     A plain `nn.Embedding` takes the fused operator. One that scales, adapts, shards by tensor or has a padding row
     is called on the token ids, and its output averaged: always right, slower.
@@ -67,11 +66,16 @@ def attach(model: nn.Module, attention: str = "auto") -> Attachment:
         attention: "auto" takes the fastest kernel that serves each call; "varlen", "fa2" or "masked" that kernel
             (`patchrec_fast.hf.attention`) or an error; any other name is transformers' own implementation, such
             as "sdpa", "eager" or "flash_attention_2".
+        loss: "dense" leaves the loss to transformers, which makes the (N, V) logits; "chunked" makes a block of them
+            at a time and gives none (`patchrec_fast.hf.head`), or raises; "auto" does so where they are more than
+            2^28, 3.5 GiB with what the loss makes of them, and the model allows it. A call whose loss is another's,
+            such as Liger's or TRL's, is left to it.
 
     Raises:
         TypeError: not a module with input embeddings.
-        ValueError: DataParallel, a model attached already, or one whose layers cannot keep sequences apart.
-        RuntimeError, ImportError: attention that is not available, saying what to install.
+        ValueError: DataParallel, a model attached already, one whose layers cannot keep sequences apart, or PEFT's
+            prompt learning.
+        RuntimeError, ImportError: attention or loss that is not available, saying why or what to install.
     """
     _check(model)
     with ExitStack() as undo:
@@ -82,6 +86,7 @@ def attach(model: nn.Module, attention: str = "auto") -> Attachment:
         if _is_plain(embedding):
             embedding.forward = MethodType(_embed, embedding)
             undo.callback(vars(embedding).pop, "forward", None)
+        head.install(model, loss, undo)
         undo.callback(model.register_forward_pre_hook(_read_batch, with_kwargs=True).remove)
         return Attachment(model, name, undo.pop_all())
 
@@ -99,6 +104,8 @@ def _check(model: nn.Module) -> None:
     _embedding_of(model)
     if _read_batch in model._forward_pre_hooks.values():
         raise ValueError(f"model: this {type(model).__name__} is attached already; detach() it first")
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ValueError("model: PEFT would put virtual tokens before the first user only; expected an adapter like LoRA")
     if getattr(model.config, "is_encoder_decoder", False):
         raise ValueError(f"model: {type(model).__name__} is an encoder-decoder, expected a causal language model")
     for config in _configs(model):
@@ -166,14 +173,10 @@ def _why_not(model: nn.Module, attention: str) -> str | None:
 
 
 def _is_plain(embedding: nn.Module) -> bool:
-    """Whether a call is exactly a lookup with a dense gradient, whatever hooks gather the table around it.
-
-    By the class's forward, not its name: FSDP2 makes a subclass without one, Gemma and PEFT have their own.
-    """
+    """Whether a call is exactly a lookup with a dense gradient, whatever hooks gather the table around it."""
     return (
         isinstance(embedding, nn.Embedding)
-        and type(embedding).forward is nn.Embedding.forward
-        and "forward" not in vars(embedding)
+        and keeps_forward(embedding, nn.Embedding)
         and embedding.max_norm is None
         and embedding.padding_idx is None
         and not embedding.scale_grad_by_freq
@@ -195,20 +198,6 @@ def _embed(
     return torch.ops.aten._unsafe_view(rows, (1, *rows.shape))  # FSDP2 warns of a module that returns a view
 
 
-def _fuses(embedding: nn.Module) -> bool:
-    """Whether the embedding has our forward still, its table will be whole in it, and no hook expects tokens."""
-    if getattr(vars(embedding).get("forward"), "__func__", None) is not _embed:
-        return False
-    hooks = [*embedding._forward_hooks.values(), *_global_hooks._global_forward_hooks.values()]
-    if any(getattr(hook, "__module__", "").partition(".")[0] not in _KNOWN_HOOKS for hook in hooks):
-        return False
-    if type(embedding.weight) in (Tensor, nn.Parameter):
-        return True
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(embedding, FSDPModule)  # its hooks gather the DTensor; tensor parallelism leaves it one
-
-
 def _read_batch(
     model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -226,7 +215,7 @@ def _read_batch(
     _check_vocabulary(model, embedding, kwargs.get("max_id"))
     ids, offsets = kwargs["ids"], (kwargs["token_offsets"], kwargs["item_offsets"])
     plan = None if kwargs.get("plan") is None else Plan.from_tensors(kwargs["plan"])
-    if _fuses(embedding):
+    if serves(embedding, _embed):
         rows = embedding(ids.unsqueeze(0), *offsets, plan=plan)  # (1, R, d)
     else:
         rows = compress(ids, offsets, embedding).unsqueeze(0)

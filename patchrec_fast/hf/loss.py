@@ -3,7 +3,7 @@
 
 transformers' own forward does it, told by `logits_to_keep` (a 1-D index, which Liger's forward takes too) and
 `shift_labels`. Its loss is a cross-entropy of float32 logits, a mean over the supervised rows, or their sum over
-`num_items_in_batch` where the trainer gives that.
+`num_items_in_batch` where the trainer gives that. Above a size no logits are made (`head`).
 """
 
 from typing import Any

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss of large calls: the head gives losses, not logits.
+
+A packed call with many supervised rows would hold 14 bytes for each of its N x V logits (measured, bfloat16: the
+logits, their float32 copy, log-probabilities and gradients). Above a size the model runs a forward of ours, its
+decoder then its head. The head is *called*, with the labels, and its forward computes the losses a block at a time:
+there, and only there, a weight that FSDP2 or ZeRO-3 keeps in shards is whole. Neither forward holds any state.
+"""
+
+import inspect
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import MethodType
+from typing import Any
+
+from torch import Tensor, nn
+
+from .linear_loss import IGNORE, linear_cross_entropy
+from .modules import keeps_forward, serves
+
+LOSSES = ("auto", "dense", "chunked")
+# Logits of a call that "auto" still makes whole: 3.5 GiB at 14 bytes each. 2,093 rows of Llama 3's vocabulary.
+DENSE = 2**28
+# Whose forward is exactly decoder, `lm_head`, `loss_function`; the Gemmas' unless they cap the logits.
+_EXACT = ("Gemma", "Gemma2", "Gemma3", "Llama", "Mistral", "Olmo2", "Phi3", "Qwen2", "Qwen3", "SmolLM3")
+
+
+def install(model: Any, loss: str, undo: ExitStack) -> None:
+    """Gives the model and its head the forwards that make no logits, where they can serve.
+
+    Args:
+        model: a causal language model of transformers, or a PEFT model around one.
+        loss: one of LOSSES. "dense" changes nothing.
+        undo: is told how to restore them.
+
+    Raises:
+        TypeError, ValueError: no such loss.
+        RuntimeError: "chunked" cannot serve this model, and why.
+    """
+    if not isinstance(loss, str):
+        raise TypeError(f"loss must be a name, got {type(loss).__name__}")
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {loss!r}")
+    if loss == "dense":
+        return
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's is around transformers'
+    reason = _why_not(inner)
+    if reason is not None:
+        if loss == "chunked":
+            raise RuntimeError(_refusal(reason))
+        return
+    head = inner.get_output_embeddings()
+    for module, function in ((inner, _forward_of(type(inner), always=loss == "chunked")), (head, _head)):
+        module.forward = MethodType(function, module)
+        undo.callback(_restore, module, module.forward)
+
+
+def _restore(module: nn.Module, forward: Callable[..., Any]) -> None:
+    if vars(module).get("forward") == forward:  # who has wrapped it since (accelerate, TRL) still calls it: harmless
+        del module.forward
+
+
+def _why_not(inner: Any) -> str | None:
+    """Why losses cannot stand for the model's logits, as the model is before `install`."""
+    name = type(inner).__name__
+    forward = type(inner).forward
+    family = forward.__qualname__.removesuffix("ForCausalLM.forward")
+    if family not in _EXACT or not forward.__module__.startswith("transformers.models."):
+        return f"{name}'s forward is not known to be decoder, head and loss alone; known are {', '.join(_EXACT)}"
+    if "forward" in vars(inner):
+        return f"{name}'s forward has been replaced (by Liger or TRL, say), and may have a loss of its own"
+    if getattr(inner.config, "final_logit_softcapping", None) is not None:
+        return f"{name} caps its logits"
+    head = inner.get_output_embeddings()
+    if not keeps_forward(head, nn.Linear):
+        return f"its head is no plain linear layer but {type(head).__module__}.{type(head).__name__}"
+    return None
+
+
+def _refusal(reason: str) -> str:
+    return f"loss='chunked' cannot serve this model: {reason}; use 'auto' or 'dense'"
+
+
+def _forward_of(kind: type, always: bool) -> Callable[..., Any]:
+    """A forward for models of the class, with the class's signature, which `generate` and trainers read."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _is_ours(kwargs):
+            head = self.get_output_embeddings()
+            if always or kwargs["shift_labels"].numel() * head.out_features > DENSE:
+                reason = _why_not_now(self, head)
+                if reason is None:
+                    return _without_logits(self, head, **kwargs)
+                if always:
+                    raise RuntimeError(_refusal(reason))
+        return type(self).forward(self, *args, **kwargs)
+
+    forward.__signature__ = inspect.signature(kind.forward)  # type: ignore[attr-defined]
+    return forward
+
+
+def _is_ours(kwargs: dict[str, Any]) -> bool:
+    """Whether the call is a packed one, to whose labels the hook of `attach` added the rows."""
+    needed = ("cu_seq_lens_q", "labels", "shift_labels", "logits_to_keep")
+    return all(kwargs.get(name) is not None for name in needed)
+
+
+def _why_not_now(inner: Any, head: nn.Module) -> str | None:
+    """What has changed since `install`."""
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    if inner.loss_function is not ForCausalLMLoss:
+        return "it has a loss function of its own"
+    if not serves(head, _head):
+        return "its head has been replaced or sharded by tensor, or a hook reads its logits"
+    return None
+
+
+def _without_logits(
+    self: Any,
+    head: nn.Module,
+    labels: Tensor,  # (1, R), given in shift_labels for the rows that count
+    shift_labels: Tensor,  # (1, N)
+    logits_to_keep: Tensor,  # (N,)
+    num_items_in_batch: Tensor | int | None = None,
+    return_dict: bool | None = None,
+    **kwargs: Any,
+) -> Any:
+    """What transformers' forward gives, with None for logits."""
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    made = self.base_model(**kwargs, return_dict=True)
+    losses = head(made.last_hidden_state[0, logits_to_keep], shift_labels[0])  # (N,)
+    count = (shift_labels != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
+    if isinstance(count, Tensor):
+        count = count.to(losses.device)
+    out = CausalLMOutputWithPast(
+        loss=losses.sum() / count, hidden_states=made.hidden_states, attentions=made.attentions
+    )
+    return out if (self.config.return_dict if return_dict is None else return_dict) else out.to_tuple()
+
+
+def _head(self: nn.Linear, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The forward of a plain head while attached: (N,) losses with labels; without, the one it had."""
+    if labels is None:
+        return nn.Linear.forward(self, hidden)
+    return linear_cross_entropy(hidden, self.weight, labels, self.bias)
