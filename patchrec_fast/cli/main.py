@@ -14,6 +14,7 @@ from .. import __version__
 
 COMMANDS = {
     "info": "versions, and which backend serves which operator on which device",
+    "train": "train one stage: text, patch pre-training, item or session patches",
 }
 _USAGE = "patchrec-fast COMMAND [options]\n       patchrec-fast COMMAND --help"
 # What bad input, missing files and missing packages raise; anything else is a defect and keeps its traceback.

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`patchrec-fast train`: one stage of training."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from typing import Any, get_args
+
+from ..train.recipes import BUILT_IN, TYPES, Recipe, load
+from ..train.run import train
+from ..train.stages import STAGES
+from ..train.start import SAMPLE, TINY
+
+EXAMPLE = """  patchrec-fast train --model tiny --data sample --stage text --out runs/text
+  patchrec-fast train --model path/to/Llama-3.2-1B-Instruct --data path/to/ml-1m --recipe ml-1m \\
+    --stage pretrain --out runs/pretrain
+  patchrec-fast train --model runs/pretrain --data path/to/ml-1m --recipe ml-1m --stage pft-s --out runs/pft-s
+  torchrun --nproc-per-node 4 -m patchrec_fast.cli train ...
+
+Any key of a recipe is a flag too: flags win over the recipe, and the recipe over the defaults."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, help=f'folder or hub name; "{TINY}" for a small one made from scratch')
+    add("--data", required=True, help=f'folder in the prepared format; "{SAMPLE}" for a generated one')
+    add("--stage", required=True, choices=STAGES, help="what histories become")
+    add("--out", required=True, help="folder for the model, its checkpoints and curves; new or empty")
+    add("--recipe", help=f"TOML file or {', '.join(BUILT_IN)} (default: {TINY} for the tiny model, else none)")
+    add(
+        "--tokenizer",
+        help=f"for the tiny model: folder of a tokenizer that is cut to what the titles need (default: "
+        f"$PATCHREC_FAST_TOKENIZER; with --data {SAMPLE}, its own)",
+    )
+    add("--resume", action="store_true", help="go on from the last whole checkpoint of --out")
+    add("--json", action="store_true", help="print the result as a line of JSON")
+    keys = parser.add_argument_group("keys of the recipe")
+    for field in dataclasses.fields(Recipe):
+        keys.add_argument(f"--{field.name.replace('_', '-')}", **_option(field))
+
+
+def run(options: argparse.Namespace) -> int:
+    flags = {name: value for name in TYPES if (value := getattr(options, name)) is not None}
+    source = options.recipe or (TINY if options.model == TINY else None)
+    recipe = (Recipe() if source is None else load(source, options.stage)).override(flags)
+    tokenizer = options.tokenizer
+    if options.model == TINY and tokenizer is None:
+        tokenizer = SAMPLE if options.data == SAMPLE else os.environ.get("PATCHREC_FAST_TOKENIZER")
+    _quiet()
+    try:
+        result = train(
+            recipe,
+            options.stage,
+            model=options.model,
+            data=options.data,
+            out=options.out,
+            tokenizer=tokenizer,
+            resume=options.resume,
+        )
+    except FloatingPointError as error:
+        raise RuntimeError(str(error)) from error  # bad input, not a defect of the program
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(json.dumps(result) if options.json else _summary(result))
+    return 0
+
+
+def _option(field: Any) -> dict[str, Any]:
+    """The flag of a key; its default is None, which says that it was not given."""
+    kinds = [kind for kind in get_args(TYPES[field.name]) or [TYPES[field.name]] if kind is not type(None)]
+    default = "" if field.default is None else f" (default: {field.default})"
+    text = field.metadata["help"].replace("%", "%%") + default.replace("%", "%%")
+    if kinds == [bool]:
+        return {"action": argparse.BooleanOptionalAction, "default": None, "help": text}
+    return {"type": kinds[0], "metavar": {int: "N", float: "X", str: "TEXT"}[kinds[0]], "help": text}
+
+
+def _quiet() -> None:
+    """No bars of transformers in a log file; our own bar knows by itself."""
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+
+
+def _summary(result: dict[str, Any]) -> str:
+    losses = f"{result['first_val_loss']:.3f} -> {result['val_loss']:.3f}"
+    speed = f"{result['tokens_per_second']:,.0f} tokens/s"
+    return f"{result['out']}: {result['stage']}, {result['steps']} steps, validation loss {losses}, {speed}"

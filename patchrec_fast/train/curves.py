@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The losses of a run as a CSV file, and as a bar on a terminal."""
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .._files import write
+
+
+class Point(NamedTuple):
+    """One line of the file."""
+
+    step: int  # optimizer steps so far
+    split: str  # "train": the mean since the line before; "val"
+    loss: float  # nats a supervised token
+    tokens: int  # rows the model has learnt from so far, on all processes, templates and text twins included
+    seconds: float  # of training so far, without validation and saving
+
+
+class Curves(TrainerCallback):
+    """Keeps `points`, and the file that holds them.
+
+    A run that is resumed goes on after the points of its checkpoint; those that the killed run wrote later are
+    dropped, as it will come by them again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.points: list[Point] = []
+        self._path = path
+        self._tokens = 0  # of this process, not yet in a point
+        self._seconds = 0.0
+        self._since = 0.0
+
+    def last(self, split: str) -> Point | None:
+        """The newest point of a split."""
+        return next((point for point in reversed(self.points) if point.split == split), None)
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second, over the whole run."""
+        return self.points[-1].tokens / self.points[-1].seconds if self.points and self.points[-1].seconds else 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
+    ) -> None:
+        if state.global_step and self._path.is_file():
+            self.points = [point for point in read(self._path) if point.step <= state.global_step]
+            self._seconds = self.points[-1].seconds if self.points else 0.0
+        count = torch.compiler.disable(self._count) if args.torch_compile else self._count
+        self._hook = model.register_forward_pre_hook(count, with_kwargs=True)
+        self._since = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._seconds += time.perf_counter() - self._since
+        self._since = time.perf_counter()
+        last = state.global_step >= state.max_steps
+        control.should_evaluate |= last
+        control.should_log |= last or control.should_save  # so that a resumed run knows its tokens and seconds
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        for name, split in (("loss", "train"), ("eval_loss", "val")):
+            if name in logs:
+                self._add(args, state, split, logs[name])
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._since = time.perf_counter()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._hook.remove()
+
+    def _count(self, model: nn.Module, _: Any, inputs: dict[str, Any]) -> None:
+        if model.training:
+            positions: Tensor = inputs["position_ids"]
+            self._tokens += positions.numel()
+
+    def _add(self, args: TrainingArguments, state: TrainerState, split: str, loss: float) -> None:
+        before = self.points[-1].tokens if self.points else 0
+        fresh = torch.tensor(self._tokens, device=args.device)
+        if args.world_size > 1:
+            torch.distributed.all_reduce(fresh)
+        self._tokens = 0
+        self.points.append(Point(state.global_step, split, loss, before + int(fresh), round(self._seconds, 3)))
+        if state.is_world_process_zero:
+            text = io.StringIO(newline="")
+            csv.writer(text, lineterminator="\n").writerows([Point._fields, *self.points])
+            write(self._path, text.getvalue())
+
+
+class Bar(TrainerCallback):
+    """A bar with the losses and tokens a second; nothing where stderr is not a terminal."""
+
+    def __init__(self, curves: Curves) -> None:
+        self._curves = curves
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        quiet = None if state.is_world_process_zero else True  # None: where it is not a terminal
+        self._bar = tqdm(total=state.max_steps, initial=state.global_step, disable=quiet, dynamic_ncols=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        losses = {split: self._curves.last(split) for split in ("train", "val")}
+        shown = {split: f"{point.loss:.3f}" for split, point in losses.items() if point}
+        self._bar.set_postfix({**shown, "tokens/s": f"{self._curves.speed:,.0f}"})
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._bar.close()
+
+
+def read(path: Path) -> list[Point]:
+    """The points of a file.
+
+    Raises:
+        ValueError: it is not one that `Curves` wrote.
+    """
+    with path.open(newline="") as file:
+        lines = csv.DictReader(file)
+        try:
+            return [
+                Point(int(at["step"]), at["split"], float(at["loss"]), int(at["tokens"]), float(at["seconds"]))
+                for at in lines
+            ]
+        except (KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"{path}: not curves of a training run ({error})") from error

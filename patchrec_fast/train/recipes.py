@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every number of a training run in one place: the defaults here, a TOML file over them, flags over that.
+
+A file holds keys of `Recipe`, and may hold a table a stage whose keys win in that stage:
+
+    learning_rate = 1e-5
+    [stage.pft-s]
+    learning_rate = 3e-6
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from .._files import write
+from .stages import STAGES
+
+FOLDER = Path(__file__).parent / "recipes"
+_SOME = 1e-9  # more than nothing
+BUILT_IN = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+
+
+def _key(default: Any, text: str, least: float | None = None) -> Any:
+    """A field with its help and its smallest value."""
+    return dataclasses.field(default=default, metadata={"help": text, "least": least})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; the defaults are the paper's where it gives them. Each key's meaning is its `metadata["help"]`.
+
+    Raises:
+        TypeError: a value of another type.
+        ValueError: one below its range, or none or both of `batch` and `rows`.
+    """
+
+    instruction: str = _key(
+        "Someone has chosen [HISTORY_SEQUENCE]. Which one will they choose next? Answer with its title only.",
+        "the user's message, [HISTORY_SEQUENCE] once where the history goes",
+    )
+    system: str = _key("You recommend what fits somebody's taste.", "the system message; empty for none")
+    separators: bool = _key(True, "a separator next to patches too")
+    max_items: int = _key(100, "K: newest items of a history that a prompt holds", 1)
+    keep: int = _key(5, "N: newest items that stay text (pft-i)", 0)
+    group: int = _key(5, "g: items of a session (pft-s)", 1)
+    p: float | None = _key(None, "constant probability of a patch (pretrain), of leaving out (dropout)", 0)
+
+    learning_rate: float = _key(1e-5, "peak of the learning rate", 0)
+    schedule: str = _key("cosine", "transformers' name of the learning-rate schedule")
+    warmup: float = _key(0.05, "fraction of the steps in which the learning rate rises", 0)
+    clip: float = _key(0.3, "largest norm of the gradient; 0 clips nothing", 0)
+    weight_decay: float = _key(0.0, "AdamW's weight decay", 0)
+    batch: int | None = _key(64, "sequences an optimizer step, over all processes", 1)
+    rows: int | None = _key(None, "instead of batch: rows that fill a micro-batch of one process", 1)
+    accumulation: int = _key(1, "micro-batches an optimizer step of one process", 1)
+    epochs: int = _key(1, "passes over the training split", 1)
+    steps: int | None = _key(None, "stop after so many optimizer steps", 1)
+    seed: int = _key(0, "of weights, order and random patches", 0)
+    limit_train: int | None = _key(None, "take only so many training samples, evenly spread", 1)
+    limit_val: int | None = _key(None, "take only so many validation samples, evenly spread", 1)
+
+    bf16: bool = _key(False, "bfloat16 matrix products; weights stay float32")
+    gradient_checkpointing: bool = _key(False, "compute activations twice to keep less of them")
+    compile: bool = _key(False, "torch.compile the model")
+    attention: str = _key("auto", "as patchrec_fast.attach takes it")
+    workers: int = _key(0, "processes that pack batches ahead", 0)
+    lora: bool = _key(False, "train low-rank adapters, merged into the model at the end")
+    lora_rank: int = _key(16, "rank of the adapters; their alpha is twice it", 1)
+
+    hidden: int = _key(256, "columns of the tiny model", 2)
+    layers: int = _key(4, "layers of the tiny model", 1)
+    heads: int = _key(4, "attention heads of the tiny model", 1)
+
+    log_steps: float = _key(10, "optimizer steps between training losses; a fraction of all below 1", _SOME)
+    eval_steps: float = _key(0.1, "the same between validation losses", _SOME)
+    save_steps: float = _key(0.1, "the same between checkpoints", _SOME)
+    checkpoints: int = _key(2, "newest checkpoints that are kept", 2)
+    report_to: str = _key("none", "transformers' names of trackers (tensorboard, wandb), comma-separated")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field.name, getattr(self, field.name), TYPES[field.name], field.metadata["least"])
+        if (self.batch is None) == (self.rows is None):
+            raise ValueError(f"batch, rows: expected one of them, got batch={self.batch}, rows={self.rows}")
+        if self.warmup >= 1:
+            raise ValueError(f"warmup: expected a fraction below 1, got {self.warmup}")
+
+    def override(self, changes: Mapping[str, Any]) -> Recipe:
+        """A copy with some keys changed; giving `rows` takes `batch` away, and the other way round."""
+        given = dict(changes)
+        for one, other in (("rows", "batch"), ("batch", "rows")):
+            if given.get(one) is not None:
+                given.setdefault(other, None)
+        return dataclasses.replace(self, **given)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a TOML file that `load` reads back as this recipe; whole or not at all."""
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        write(Path(path), "".join(f"{name} = {_toml(value)}\n" for name, value in given.items()))
+
+
+TYPES: dict[str, Any] = get_type_hints(Recipe)
+"""The type of each key."""
+
+
+def load(source: str | os.PathLike[str], stage: str) -> Recipe:
+    """Reads a recipe for one stage.
+
+    Args:
+        source: a name of `BUILT_IN`, or a TOML file.
+        stage: whose table in the file wins over the keys outside tables.
+
+    Raises:
+        FileNotFoundError: no such file or built-in recipe.
+        ValueError: not TOML; a key or a stage that does not exist, with the nearest that does; a value out of range.
+        TypeError: a value of another type. Every message names the file.
+    """
+    path = FOLDER / f"{source}.toml" if source in BUILT_IN else Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"recipe: no file {path}, expected a TOML file or one of {', '.join(BUILT_IN)}")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        stages = table.pop("stage", {})
+        _known("stage", stages, STAGES)
+        for name, changes in [("", table), *stages.items()]:
+            _known(f"key of [stage.{name}]" if name else "key", changes, TYPES)
+        return Recipe().override(table).override(stages.get(stage, {}))
+    except (ValueError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{path}: {error}") from error
+
+
+def _known(kind: str, given: Any, expected: Iterable[str]) -> None:
+    if not isinstance(given, dict):
+        raise TypeError(f"{kind}: expected a table, got {given!r}")
+    for name in given:
+        if name not in expected:
+            nearest = difflib.get_close_matches(name, expected, n=1, cutoff=0)
+            raise ValueError(f"unknown {kind} {name!r}, did you mean {nearest[0]!r}?")
+
+
+def _check(name: str, value: Any, kind: Any, least: float | None) -> None:
+    allowed = get_args(kind) or (kind,)
+    number = float in allowed and isinstance(value, int)
+    if not (isinstance(value, allowed) or number) or (isinstance(value, bool) and bool not in allowed):
+        names = " or ".join("none" if one is NoneType else one.__name__ for one in allowed)
+        raise TypeError(f"{name}: expected {names}, got {value!r}")
+    if least is not None and value is not None and not least <= value < float("inf"):
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def _toml(value: str | float) -> str:
+    """JSON's strings, numbers and truth values are TOML's, but for one character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run starts from: data, tokenizer and model, each by name or path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data import Dataset, Samples, generate, load, sample_tokenizer
+from ..layout import Prompt
+from ..layout.csr import counting
+from ..layout.csr import offsets as csr_offsets
+from ..layout.prompt import END, SEPARATOR, START
+from .recipes import Recipe
+from .tiny import tiny_model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TINY, SAMPLE = "tiny", "sample"
+
+
+def open_data(data: str | os.PathLike[str]) -> Dataset:
+    """`data.load`, or the generated dataset for "sample"."""
+    return generate() if data == SAMPLE else load(data)
+
+
+def some(samples: Samples, limit: int | None) -> Samples:
+    """`limit` of the samples, evenly spread over the users; all where there are not more."""
+    count = len(samples.targets)
+    if limit is None or limit >= count:
+        return samples
+    places = np.arange(limit) * count // limit
+    flat, offsets = samples.histories
+    lengths = offsets[places + 1] - offsets[places]
+    return Samples((flat[counting(offsets[places], lengths)], csr_offsets(lengths)), samples.targets[places])
+
+
+def open_model(
+    model: str | os.PathLike[str],
+    tokenizer: str | os.PathLike[str] | None,
+    titles: Mapping[int, str],
+    recipe: Recipe,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer, with the marks of a prompt in both.
+
+    Args:
+        model: a Hugging Face folder or hub name, or "tiny" for one made from scratch.
+        tokenizer: for "tiny", what is cut: a folder, or "sample" for the one of the generated dataset. Another model
+            has its own.
+        titles: item id -> title.
+        recipe: gives the texts, and the sizes of the tiny model.
+
+    Returns:
+        The model, in float32 on the CPU, and its tokenizer.
+
+    Raises:
+        FileNotFoundError, OSError: no such folder.
+        ValueError: a damaged file; a tokenizer missing, or given where the model has one, or without chat template.
+    """
+    texts: dict[str, Any] = {"system": recipe.system or None, "instruction": recipe.instruction}
+    if model == TINY:
+        if tokenizer is None:
+            raise ValueError('tokenizer: expected a folder, or "sample": the tiny model has none of its own')
+        whole = sample_tokenizer(titles.values()) if tokenizer == SAMPLE else _tokenizer(tokenizer)
+        texts.update(hidden=recipe.hidden, layers=recipe.layers, heads=recipe.heads, seed=recipe.seed)
+        return tiny_model(titles, whole, **texts)
+    if tokenizer is not None:
+        raise ValueError(f"tokenizer: {model} has its own, expected none; got {tokenizer}")
+    made, own = _model(model), _tokenizer(model)
+    needed = Prompt(own, **texts).num_embeddings
+    if made.get_input_embeddings().num_embeddings < needed:
+        made.resize_token_embeddings(needed)
+    return made, own
+
+
+def add_adapters(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rank: int) -> PeftModel:
+    """Low-rank adapters on every linear layer; of the embeddings, only the rows of the marks learn."""
+    from peft import LoraConfig, get_peft_model
+
+    marks = tokenizer.convert_tokens_to_ids([START, END, SEPARATOR])
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        trainable_token_indices=marks,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def _model(name: str | os.PathLike[str]) -> PreTrainedModel:
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    _check_folder(name, "model", "config.json")
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    except SafetensorError as error:
+        raise ValueError(f"model: a file of weights in {name} is damaged ({error})") from error
+
+
+def _tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    _check_folder(name, "tokenizer", "tokenizer_config.json")
+    return AutoTokenizer.from_pretrained(name)
+
+
+def _check_folder(name: str | os.PathLike[str], what: str, holds: str) -> None:
+    """An error for a path that cannot be meant as a hub name ("owner/name"), or a folder without the file."""
+    path = Path(name)
+    if path.is_dir() and not (path / holds).is_file():
+        raise FileNotFoundError(f"{what}: {path} has no {holds}, expected a folder of a Hugging Face {what}")
+    if not path.is_dir() and (path.exists() or path.is_absolute() or len(path.parts) != 2 or path.parts[0] in ".."):
+        raise FileNotFoundError(f"{what}: no folder {path}")
