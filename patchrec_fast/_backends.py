@@ -64,10 +64,14 @@ def choose(impl: str, device_type: str, dtype: torch.dtype) -> str:
 
 def serving(impl: str, tensor: Tensor) -> ModuleType:
     """The backend module for a tensor (the embedding table or a gradient of its rows)."""
-    return _module(choose(impl, tensor.device.type, tensor.dtype))
+    return _chosen(impl, tensor.device.type, tensor.dtype)
 
 
 @cache
+def _chosen(impl: str, device_type: str, dtype: torch.dtype) -> ModuleType:
+    return _module(choose(impl, device_type, dtype))
+
+
 def _module(name: str) -> ModuleType:
     if name == "cpu":
         from . import native

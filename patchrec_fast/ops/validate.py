@@ -12,16 +12,18 @@ _INTEGERS = (torch.int32, torch.int64)
 def check_shapes(ids: Tensor, offsets: Offsets, weight: Tensor) -> tuple[Tensor, Tensor | None]:
     """Checks all that needs no look at the values; returns (token_offsets, item_offsets or None)."""
     _check_integers("ids", ids)
+    token_offsets: Tensor
+    item_offsets: Tensor | None = None
     if isinstance(offsets, Tensor):
-        levels = {"offsets": offsets}
+        token_offsets = offsets
+        _check_offsets("offsets", token_offsets, ids)
     elif isinstance(offsets, (tuple, list)) and len(offsets) == 2:
-        levels = dict(zip(("offsets[0] (token_offsets)", "offsets[1] (item_offsets)"), offsets, strict=True))
+        token_offsets, item_offsets = offsets
+        _check_offsets("offsets[0] (token_offsets)", token_offsets, ids)
+        _check_offsets("offsets[1] (item_offsets)", item_offsets, ids)
     else:
         got = f"{type(offsets).__name__} of {len(offsets)}" if hasattr(offsets, "__len__") else repr(offsets)
         raise TypeError(f"offsets must be a tensor or a pair (token_offsets, item_offsets), got {got}")
-    for name, level in levels.items():
-        _check_integers(name, level)
-        _check_device(name, level, ids)
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a tensor (V, d), got {type(weight).__name__}")
     if type(weight).__name__ == "DTensor":
@@ -31,8 +33,12 @@ def check_shapes(ids: Tensor, offsets: Offsets, weight: Tensor) -> tuple[Tensor,
     if not weight.is_floating_point():
         raise TypeError(f"weight must be floating point, got {weight.dtype}")
     _check_device("weight", weight, ids)
-    token_offsets, *item_offsets = levels.values()
-    return token_offsets, item_offsets[0] if item_offsets else None
+    return token_offsets, item_offsets
+
+
+def _check_offsets(name: str, x: Tensor, ids: Tensor) -> None:
+    _check_integers(name, x)
+    _check_device(name, x, ids)
 
 
 def _check_integers(name: str, x: Tensor) -> None:

@@ -55,6 +55,23 @@ def test_forward_and_gradient(impl, dtype, levels, d):
     assert_within(weight.grad, *backward_budget(grad, batch, V))
 
 
+# csrc groups tokens by id in digits of 9 bits: 1 id has none, 512 one, 513 two, 262,144 two, 300,001 three.
+@pytest.mark.parametrize("num_embeddings", [1, 512, 513, 2**18, 300_001])
+def test_gradient_of_tables_of_many_sizes(impl, num_embeddings):
+    batch = ragged_batch(700, num_embeddings, hot=0.1)
+    ids = batch.ids.clone()
+    ids[-3:] = num_embeddings - 1
+    batch = batch._replace(ids=ids)
+    weight = torch.zeros(num_embeddings, 3, requires_grad=True)
+    grad = gradient(batch, 3, torch.float32)
+    pf.compress(batch.ids, batch.offsets, weight, impl=impl).backward(grad)
+    assert_within(weight.grad, *backward_budget(grad, batch, num_embeddings))
+    sparse = pf.compress(batch.ids, batch.offsets, weight, impl=impl, grad_mode="sparse")
+    (found,) = torch.autograd.grad(sparse, weight, grad)
+    assert torch.equal(found.coalesce().indices()[0], ids.long().unique())
+    assert torch.equal(found.to_dense(), weight.grad)
+
+
 @pytest.mark.parametrize(("ids", "offsets"), list(itertools.product(INTEGERS, INTEGERS)), ids=str)
 def test_integer_dtypes_agree_bitwise(impl, ids, offsets):
     batch = ragged_batch(40, V, id_dtype=ids, offset_dtype=offsets)
