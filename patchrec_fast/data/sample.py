@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .dataset import Dataset
+from .splits import split_by_time
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 # moments of the logarithm, their mean is 95.3, and one user has 1,435 items.
 _LOG_LENGTH_MEAN, _LOG_LENGTH_STD = 4.09, 0.97
 _SHORTEST, _LONGEST = 4, 1435
-_TRAIN, _VAL = 48 / 50, 49 / 50  # the paper's split, 48:1:1 by time over all interactions
 _MAX_WORDS = 13
 
 _ONSETS = (*"bcdfghjklmnprstvwz", "bl", "br", "ch", "cl", "dr", "gr", "pr", "sh", "st", "th", "tr")
@@ -68,7 +68,7 @@ def generate(seed: int = 0, users: int = 1000, items: int = 2000) -> Dataset:
         items=np.concatenate(sequences).astype(np.int32),
         offsets=offsets,
         titles=dict(enumerate(names)),
-        splits=_splits_by_time(rng, offsets),
+        splits=split_by_time(_times(rng, offsets), offsets),
     )
 
 
@@ -164,20 +164,10 @@ def _words(rng: np.random.Generator, count: int) -> list[str]:
     return list(words)
 
 
-def _splits_by_time(rng: np.random.Generator, offsets: NDArray[np.int64]) -> dict[str, NDArray[np.int32]]:
-    """Give every interaction a time and cut all of them at the quantiles of the paper's split."""
+def _times(rng: np.random.Generator, offsets: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(N,) a time for every interaction, increasing along each user's sequence."""
     lengths = np.diff(offsets)
     user = np.repeat(np.arange(len(lengths)), lengths)
-    spent = np.cumsum(rng.exponential(size=offsets[-1]))  # increasing along each user's sequence
+    spent = np.cumsum(rng.exponential(size=offsets[-1]))
     spent -= spent[offsets[:-1]][user]
-    time = rng.uniform(0, 100 * len(lengths) ** 0.5, len(lengths))[user] + spent
-    # split number of every interaction: 0 train, 1 val, 2 test; it never falls along a sequence
-    number = np.searchsorted(np.quantile(time, [_TRAIN, _VAL]), time)
-    splits = {}
-    begin = np.zeros(len(lengths), np.int64)
-    for split, name in enumerate(("train", "val", "test")):
-        count = np.add.reduceat(number == split, offsets[:-1], dtype=np.int64)
-        ends = np.stack([begin, begin + count - 1], axis=1)
-        splits[name] = np.where(count[:, None] > 0, ends, -1).astype(np.int32)
-        begin += count
-    return splits
+    return rng.uniform(0, 100 * len(lengths) ** 0.5, len(lengths))[user] + spent

@@ -11,19 +11,19 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrow import arrow
 from .dataset import Dataset
+from .splits import SPLITS
 
 if TYPE_CHECKING:
     from pyarrow import Table
 
 SEQUENCES, TITLES = "sequences.parquet", "titles.parquet"
-SPLITS = ("train", "val", "test")
 
 
 def load(path: str | os.PathLike[str]) -> Dataset:
@@ -66,7 +66,7 @@ def save(dataset: Dataset, path: str | os.PathLike[str]) -> None:
     """
     if missing := [name for name in SPLITS if name not in dataset.splits]:
         raise ValueError(f"dataset: expected the splits {SPLITS}, {missing} are missing")
-    pa, _ = _pyarrow()
+    pa, _ = arrow()
     columns: dict[str, Any] = {
         "items": pa.ListArray.from_arrays(pa.array(dataset.offsets, pa.int32()), pa.array(dataset.items, pa.int32()))
     }
@@ -79,34 +79,13 @@ def save(dataset: Dataset, path: str | os.PathLike[str]) -> None:
     }
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(pa.table(columns), folder / SEQUENCES)
-    _write(pa.table(titles), folder / TITLES)
+    write_table(pa.table(columns), folder / SEQUENCES)
+    write_table(pa.table(titles), folder / TITLES)
 
 
-def _pyarrow() -> tuple[ModuleType, ModuleType]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError("reading and writing Parquet needs pyarrow: pip install patchrec_fast[data]") from error
-    return pyarrow, pyarrow.parquet
-
-
-def _read(file: Path) -> Table:
-    pa, parquet = _pyarrow()
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file, expected {SEQUENCES} and {TITLES} in one folder")
-    try:
-        table = parquet.read_table(file)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: not a readable Parquet file ({error})") from error
-    if not table.num_rows:
-        raise ValueError(f"{file}: no rows")
-    return table
-
-
-def _write(table: Table, file: Path) -> None:
-    _, parquet = _pyarrow()
+def write_table(table: Table, file: Path) -> None:
+    """Write one Parquet file, whole or not at all."""
+    _, parquet = arrow()
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     os.close(handle)
     try:
@@ -116,6 +95,19 @@ def _write(table: Table, file: Path) -> None:
     except BaseException:
         os.unlink(name)
         raise
+
+
+def _read(file: Path) -> Table:
+    pa, parquet = arrow()
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file, expected {SEQUENCES} and {TITLES} in one folder")
+    try:
+        table = parquet.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file}: not a readable Parquet file ({error})") from error
+    if not table.num_rows:
+        raise ValueError(f"{file}: no rows")
+    return table
 
 
 def _column(table: Table, name: str, file: Path) -> Any:
@@ -129,7 +121,7 @@ def _column(table: Table, name: str, file: Path) -> Any:
 
 def _integers(column: Any, name: str, file: Path) -> NDArray[np.int32]:
     """The column as int32, -1 for null."""
-    pa, _ = _pyarrow()
+    pa, _ = arrow()
     if not pa.types.is_integer(column.type):
         raise ValueError(f"{file}: column {name!r} is {column.type}, expected int32")
     try:
@@ -139,7 +131,7 @@ def _integers(column: Any, name: str, file: Path) -> NDArray[np.int32]:
 
 
 def _strings(column: Any, file: Path) -> list[str]:
-    pa, _ = _pyarrow()
+    pa, _ = arrow()
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise ValueError(f"{file}: column 'title' is {column.type}, expected string")
     return column.to_pylist()
@@ -147,7 +139,7 @@ def _strings(column: Any, file: Path) -> list[str]:
 
 def _lists(column: Any, file: Path) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """The flat values and the offsets of the lists, from 0."""
-    pa, _ = _pyarrow()
+    pa, _ = arrow()
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
         raise ValueError(f"{file}: column 'items' is {column.type}, expected list<int32>")
     values = column.flatten()

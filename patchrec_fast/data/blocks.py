@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text files read in blocks of whole lines, so that memory does not grow with the file.
+
+A block is parsed at once by Arrow. Where Arrow refuses it, `bad_line` looks for the line to show.
+"""
+
+import gzip
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from .interactions import Progress
+
+BLOCK = 1 << 24  # bytes
+_LONGEST_LINE = 1 << 26
+_SHOWN = 80
+
+
+class Block(NamedTuple):
+    """Whole lines of a file."""
+
+    path: Path
+    line: int  # the number of the first line, from 1
+    text: bytes
+
+
+def blocks(path: Path, progress: Progress, size: int = BLOCK) -> Iterator[Block]:
+    """The lines of a file, plain or `.gz`, in blocks of about `size` bytes.
+
+    Only the last block may lack the newline at its end.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a compressed file that is cut short or damaged, or a line of over 64 MiB.
+    """
+    line, carry, told = 1, b"", 0
+    with path.open("rb") as raw:
+        file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        while read := _read(file, size, path):
+            progress(raw.tell() - told)
+            told = raw.tell()
+            text = carry + read
+            end = text.rfind(b"\n") + 1
+            if end:
+                yield Block(path, line, text[:end])
+                line += text.count(b"\n", 0, end)
+            carry = text[end:]
+            if len(carry) > _LONGEST_LINE:
+                raise ValueError(f"{path}: line {line} is longer than 64 MiB")
+    if carry:
+        yield Block(path, line, carry)
+
+
+def bad_line(block: Block, good: Callable[[bytes], object], expected: str) -> ValueError:
+    """The error for a block with a line that is not `good`: its number, its beginning, what was expected."""
+    lines = block.text.splitlines()
+    for number, text in enumerate(lines, block.line):
+        if not good(text):
+            shown = text[:_SHOWN].decode(errors="backslashreplace")
+            return ValueError(f"{block.path}: line {number} is {shown!r}, expected {expected}")
+    last = block.line + len(lines) - 1
+    return ValueError(f"{block.path}: a line from {block.line} to {last} is not {expected}")
+
+
+def check_end(block: Block) -> None:
+    """Refuses a last line without a newline: its last number may have lost digits.
+
+    Raises:
+        ValueError: the block does not end with a newline.
+    """
+    if not block.text.endswith(b"\n"):
+        last = block.line + block.text.count(b"\n")
+        raise ValueError(f"{block.path}: line {last} does not end with a newline, the file may be cut short")
+
+
+def _read(file: IO[bytes], size: int, path: Path) -> bytes:
+    try:
+        return file.read(size)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: the compressed file is cut short or damaged ({error})") from error

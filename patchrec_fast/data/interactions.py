@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every reader of raw data yields: chunks of interactions, with users and items numbered.
+
+A reader never holds a whole file: `prepare` takes one chunk, keeps the rows that it wants and drops the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Progress = Callable[[int], object]  # told how many bytes of the files have been read since the last call
+Key = int | str
+
+
+class Chunk(NamedTuple):
+    """n interactions, in the order of the file."""
+
+    users: NDArray[np.int32]  # (n,) numbers given by `Codes`
+    items: NDArray[np.int32]  # (n,) numbers given by `Codes`
+    ratings: NDArray[np.float32] | None  # (n,), None where the source has no ratings
+    times: NDArray[np.int64]  # (n,) in any unit, larger is later
+
+
+class Source(Protocol):
+    """Raw data that `prepare` can read."""
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that are read."""
+
+    def read(self, progress: Progress) -> Iterator[Chunk]:
+        """Reads the interactions once, from the beginning."""
+
+    def users(self) -> list[Key]:
+        """After `read`: the user's own name of every number."""
+
+    def items(self) -> Items:
+        """After `read`: the item id of every number."""
+
+    def titles(self, wanted: NDArray[np.int32]) -> dict[int, str]:
+        """After `read`: titles by item id, of the wanted ids at least where the source has them."""
+
+
+class Items(NamedTuple):
+    """Item ids of a source."""
+
+    ids: NDArray[np.int32]  # (I,) the id of number 0, 1, ...
+    names: list[Key] | None = None  # the source's own names, where the ids are not those
+
+
+class Codes:
+    """Numbers values 0, 1, ... in the order of their first appearance, over any number of columns."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Key, int] = {}
+
+    def encode(self, column: Any) -> NDArray[np.int32]:
+        """The numbers of an Arrow column without nulls; work is vectorised but for the distinct values."""
+        encoded = column.combine_chunks().dictionary_encode()
+        numbers = self._numbers
+        values = encoded.dictionary.to_pylist()
+        table = np.fromiter((numbers.setdefault(value, len(numbers)) for value in values), np.int32, len(values))
+        return table[encoded.indices.to_numpy()]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def names(self) -> list[Key]:
+        return list(self._numbers)
+
+    def as_items(self) -> Items:
+        """The values themselves as ids where all are integers that fit int32, otherwise their numbers."""
+        names = self.names()
+        ids = [_integer(name) for name in names]
+        if None in ids:
+            return Items(np.arange(len(names), dtype=np.int32), names)
+        return Items(np.array(ids, np.int32))
+
+
+def _integer(name: Key) -> int | None:
+    """The name as an item id, None where "007" or "1.5" would not survive the way back."""
+    try:
+        number = int(name)
+    except ValueError:
+        return None
+    return number if 0 <= number < 2**31 and str(number) == str(name) else None
