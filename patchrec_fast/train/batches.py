@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Micro-batches as a map-style dataset, so that a stock trainer needs no sampler of its own.
 
-Element i is the description of micro-batch i, a pure function of i and of constants; the trainer reads one element
-a batch, in order, and the collator packs it. Accelerate deals element i to process i % world_size. So the order,
-the random patches and their rising probability depend on i only, and come out alike under gradient accumulation,
-data loader workers, prefetching, several processes and resuming, which skips the first elements.
+Element i is micro-batch i, packed: a pure function of i and of constants. The trainer reads one element a batch, in
+order, and Accelerate deals element i to process i % world_size. So the order, the random patches and their rising
+probability depend on i only, and come out alike under gradient accumulation, data loader workers, prefetching,
+several processes and resuming, which skips the first elements without making them.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _ORDER, _PATCHES = 0, 1  # which stream of random numbers
 
 
 class MicroBatch(NamedTuple):
-    """What one forward pass learns from."""
+    """What goes into one forward pass."""
 
-    number: int  # its own
+    number: int
     samples: NDArray[np.int64]  # (n,) places in `Samples`
     step: int  # of the optimizer, from 0
     progress: float  # step / all steps
     seed: tuple[int, int, int]  # of its random patches
 
 
-class MicroBatches(Dataset[MicroBatch]):
+class MicroBatches(Dataset[dict[str, Any]]):
     """The micro-batches of all processes and epochs, in the order of training.
 
     Each optimizer step has world_size * accumulation micro-batches of nearly equal rows, and elements
@@ -149,34 +149,41 @@ class MicroBatches(Dataset[MicroBatch]):
         """Micro-batches of all processes and epochs, a multiple of world_size * accumulation."""
         return len(self._starts) - 1
 
-    def __getitem__(self, index: int) -> MicroBatch:
-        if not 0 <= index < len(self):
-            raise IndexError(f"micro-batch {index} of {len(self)}")
-        step = index // (self.accumulation * self.world_size)
-        return MicroBatch(
-            number=index,
-            samples=self._order[self._starts[index] : self._starts[index + 1]],
-            step=step,
-            progress=step / self.optimizer_steps,
-            seed=(self.seed, _PATCHES, index),
-        )
-
-    def collate(self, batch: list[MicroBatch]) -> dict[str, Any]:
-        """The collator: the model's keyword arguments for a micro-batch.
-
-        Args:
-            batch: one micro-batch, in a list, as a data loader with a batch size of 1 gives it.
+    def describe(self, number: int) -> MicroBatch:
+        """What micro-batch `number` holds.
 
         Raises:
-            ValueError: not exactly one; the trainer's batch size is not 1.
+            IndexError: there is no such micro-batch.
         """
-        if len(batch) != 1:
-            raise ValueError(f"batch: expected 1 micro-batch, got {len(batch)}; set per_device_train_batch_size=1")
-        [one] = batch
+        if not 0 <= number < len(self):
+            raise IndexError(f"micro-batch {number} of {len(self)}")
+        step = number // (self.accumulation * self.world_size)
+        return MicroBatch(
+            number=number,
+            samples=self._order[self._starts[number] : self._starts[number + 1]],
+            step=step,
+            progress=step / self.optimizer_steps,
+            seed=(self.seed, _PATCHES, number),
+        )
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Micro-batch `number` as the model's keyword arguments, `PackedBatch.model_inputs`."""
+        one = self.describe(number)
         policy = self.stage.final if self.evaluation else self.stage.policy(one.progress)
         samples = np.tile(one.samples, 2) if self._twin else one.samples
         packer = _with_policy(self.packer, _Twin(policy) if self._twin else policy)
         return packer.pack(*_take(self.samples, samples), seed=np.random.default_rng(one.seed)).model_inputs()
+
+    @staticmethod
+    def collate(elements: list[dict[str, Any]]) -> dict[str, Any]:
+        """The collator, for training and validation alike (a trainer has one for both): the only element.
+
+        Raises:
+            ValueError: not exactly one; the trainer's batch size is not 1.
+        """
+        if len(elements) != 1:
+            raise ValueError(f"expected 1 micro-batch a batch, got {len(elements)}; set per_device_train_batch_size=1")
+        return elements[0]
 
     @property
     def _twin(self) -> bool:

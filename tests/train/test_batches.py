@@ -16,12 +16,8 @@ from patchrec_fast.train import MicroBatches, Stage, stage
 FIELDS = ("ids", "token_offsets", "item_offsets", "position_ids", "cu_seq_lens_q", "labels")
 
 
-def collated(batches, number):
-    return batches.collate([batches[number]])
-
-
 def rows_of(batches, number):
-    return collated(batches, number)["position_ids"].shape[1]
+    return batches[number]["position_ids"].shape[1]
 
 
 def same(one, other):
@@ -46,18 +42,17 @@ def test_each_sample_once_an_epoch_in_another_order(sample, size, accumulation, 
     parts = accumulation * world_size
     assert len(batches) == parts * batches.optimizer_steps
     assert batches.left_out == 0
-    seen = np.concatenate([batches[number].samples for number in range(len(batches))])
+    seen = np.concatenate([batches.describe(number).samples for number in range(len(batches))])
     epochs = seen.reshape(3, -1)
     assert (np.sort(epochs) == np.arange(120)).all()
     assert all((one != other).any() for one, other in itertools.combinations(epochs, 2))
-    assert [batches[number].step for number in range(len(batches))] == np.arange(len(batches)).__floordiv__(
-        parts
-    ).tolist()
+    steps = [batches.describe(number).step for number in range(len(batches))]
+    assert steps == np.repeat(np.arange(batches.optimizer_steps), parts).tolist()
 
 
 def test_left_out_samples_are_counted(sample):
     batches = MicroBatches(sample.train, sample.packer, stage("text"), sequences=1, world_size=7, epochs=2)
-    seen = np.concatenate([batches[number].samples for number in range(len(batches))])
+    seen = np.concatenate([batches.describe(number).samples for number in range(len(batches))])
     assert batches.left_out == 2 * (120 % 7) == 240 - len(seen)
     assert len(np.unique(seen)) > 120 - 120 % 7, "not the same ones each epoch"
 
@@ -65,18 +60,18 @@ def test_left_out_samples_are_counted(sample):
 def test_a_batch_is_its_samples_packed(sample):
     batches = MicroBatches(sample.train, sample.packer, stage("pft-s", group=2), sequences=6, accumulation=2)
     for number in (0, 3, len(batches) - 1):
-        expected = pack(sample, batches[number].samples, pf.SessionPatches(2))
-        assert same(collated(batches, number), expected.model_inputs())
+        expected = pack(sample, batches.describe(number).samples, pf.SessionPatches(2))
+        assert same(batches[number], expected.model_inputs())
 
 
 @pytest.mark.parametrize("name", ["pretrain", "dropout"])
 def test_a_twin_is_the_same_samples_as_text(sample, name):
     batches = MicroBatches(sample.train, sample.packer, stage(name), sequences=6)
     for number in (0, 7, len(batches) - 1):
-        one = batches[number]
+        one = batches.describe(number)
         mixed = pack(sample, one.samples, batches.stage.policy(one.progress), np.random.default_rng(one.seed))
         text = pack(sample, one.samples, pf.Text())
-        inputs = collated(batches, number)
+        inputs = batches[number]
         assert inputs["ids"].tolist() == mixed.ids.tolist() + text.ids.tolist()
         assert inputs["labels"][0].tolist() == mixed.labels.tolist() + text.labels.tolist()
         assert inputs["position_ids"][0].tolist() == mixed.position_ids.tolist() + text.position_ids.tolist()
@@ -87,14 +82,15 @@ def test_the_probability_rises_over_the_real_steps(sample):
     batches = MicroBatches(sample.train, sample.packer, stage("pretrain"), sequences=4, accumulation=3, epochs=2)
     total = batches.optimizer_steps
     assert total == 20
-    assert [batches[3 * step + 2].progress for step in range(total)] == [step / total for step in range(total)]
+    assert [batches.describe(3 * step + 2).progress for step in range(total)] == [step / total for step in range(total)]
     patched = np.empty(total)
     for step in range(total):
-        offsets = torch.cat([collated(batches, 3 * step + part)["token_offsets"].diff() for part in range(3)])
+        offsets = torch.cat([batches[3 * step + part]["token_offsets"].diff() for part in range(3)])
         patched[step] = (offsets > 1).sum()
     assert patched[0] == 0
     assert np.corrcoef(patched, np.arange(total))[0, 1] > 0.9
-    assert MicroBatches(sample.train, sample.packer, stage("pretrain"), sequences=4, steps=5)[4].progress == 4 / 5
+    short = MicroBatches(sample.train, sample.packer, stage("pretrain"), sequences=4, steps=5)
+    assert short.describe(4).progress == 4 / 5
 
 
 @pytest.mark.parametrize("size", [{"sequences": 3}, {"rows": 800}])
@@ -107,8 +103,8 @@ def test_processes_and_accumulation_are_interchangeable(sample, size):
     four, two, one = make(4, 1), make(2, 2), make(1, 4)
     assert len(four) == len(two) == len(one)
     for number in range(0, len(four), 5):
-        assert same(collated(four, number), collated(two, number))
-        assert same(collated(four, number), collated(one, number))
+        assert same(four[number], two[number])
+        assert same(four[number], one[number])
 
 
 def test_a_step_learns_the_same_samples_however_they_are_dealt(sample):
@@ -117,7 +113,7 @@ def test_a_step_learns_the_same_samples_however_they_are_dealt(sample):
     few = MicroBatches(sample.train, sample.packer, stage("text"), sequences=6, accumulation=2)
     for step in range(10):
         one, other = (
-            sorted(np.concatenate([batches[step * parts + part].samples for part in range(parts)]))
+            sorted(np.concatenate([batches.describe(step * parts + part).samples for part in range(parts)]))
             for batches, parts in ((many, 6), (few, 2))
         )
         assert one == other
@@ -146,22 +142,20 @@ def test_the_seed_decides(sample):
     def make(seed):
         return MicroBatches(sample.train, sample.packer, stage("pretrain", p=0.5), sequences=5, seed=seed)
 
-    assert all(same(collated(make(3), number), collated(make(3), number)) for number in range(24))
-    assert not any(np.array_equal(make(3)[number].samples, make(4)[number].samples) for number in range(24))
-    batches = make(3)
-    twice = [np.random.default_rng(batches[number].seed).random() for number in range(24)]
+    assert all(same(make(3)[number], make(3)[number]) for number in range(24))
+    batches, other = make(3), make(4)
+    assert not any(np.array_equal(batches.describe(i).samples, other.describe(i).samples) for i in range(24))
+    twice = [np.random.default_rng(batches.describe(number).seed).random() for number in range(24)]
     assert len(set(twice)) == 24
 
 
 def test_elements_are_read_in_any_order_and_by_copies(sample):
     batches = MicroBatches(sample.train, sample.packer, stage("pretrain"), sequences=5, epochs=2)
-    expected = [collated(batches, number) for number in range(len(batches))]
+    expected = [batches[number] for number in range(len(batches))]
     other = pickle.loads(pickle.dumps(batches))
     for number in reversed(range(len(batches))):
-        assert same(collated(other, number), expected[number])
-    collate = pickle.loads(pickle.dumps(batches.collate))
-    assert same(collate([batches[7]]), expected[7])
-    assert len(pickle.dumps(batches[7])) < 500
+        assert same(other[number], expected[number])
+    assert pickle.loads(pickle.dumps(batches.collate))([expected[7]]) is expected[7]
     assert batches.packer.policy == pf.Text(), "the caller's packer is left alone"
 
 
@@ -174,8 +168,8 @@ def test_the_packers_plan_is_kept(sample):
     packer = copy.copy(sample.packer)
     packer.plan = True
     batches = MicroBatches(sample.train, packer, stage("text"), sequences=5)
-    assert "plan" in collated(batches, 0)
-    assert "plan" not in collated(MicroBatches(sample.train, sample.packer, stage("text"), sequences=5), 0)
+    assert "plan" in batches[0]
+    assert "plan" not in MicroBatches(sample.train, sample.packer, stage("text"), sequences=5)[0]
 
 
 @pytest.mark.parametrize(
@@ -190,10 +184,10 @@ def test_the_packers_plan_is_kept(sample):
 @pytest.mark.parametrize("size", [{"sequences": 7}, {"rows": 500}])
 def test_evaluation_is_in_order_by_the_final_policy_without_twins(sample, one, policy, size):
     batches = MicroBatches(sample.train, sample.packer, one, evaluation=True, **size)
-    assert sorted(batches[0].samples) == list(range(len(batches[0].samples)))
+    assert sorted(batches.describe(0).samples) == list(range(len(batches.describe(0).samples)))
     for number in range(len(batches)):
-        assert same(collated(batches, number), pack(sample, batches[number].samples, policy).model_inputs())
-    assert sum(len(batch.samples) for batch in batches) == 120
+        assert same(batches[number], pack(sample, batches.describe(number).samples, policy).model_inputs())
+    assert sum(len(batches.describe(number).samples) for number in range(len(batches))) == 120
 
 
 def test_a_single_sample(sample):
@@ -201,7 +195,7 @@ def test_a_single_sample(sample):
     single = Samples((flat[: offsets[1]], offsets[:2]), sample.train.targets[:1])
     for size in ({"sequences": 5}, {"rows": 500}):
         batches = MicroBatches(single, sample.packer, stage("pretrain"), epochs=2, **size)
-        assert [batch.samples.tolist() for batch in batches] == [[0], [0]]
+        assert [batches.describe(number).samples.tolist() for number in range(len(batches))] == [[0], [0]]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +236,7 @@ def test_samples_are_checked(sample):
 
 def test_only_batches_of_one(sample):
     batches = MicroBatches(sample.train, sample.packer, stage("text"), sequences=2)
-    with pytest.raises(ValueError, match="expected 1 micro-batch, got 2; set per_device_train_batch_size=1"):
+    with pytest.raises(ValueError, match="expected 1 micro-batch a batch, got 2; set per_device_train_batch_size=1"):
         batches.collate([batches[0], batches[1]])
     for number in (len(batches), -1):
         with pytest.raises(IndexError, match=f"micro-batch {number} of 60"):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dealing samples to steps and micro-batches, against what it promises."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from patchrec_fast.train.dealing import deal, split_by_count, split_by_rows
 def batches(rows, starts, parts):
     """Every micro-batch as a list of sample numbers, dealt as the module says in words."""
     made = []
-    for first, last in zip(starts[:-1], starts[1:], strict=True):
+    for first, last in itertools.pairwise(starts):
         order, counts = deal(rows[first:last], parts)
         assert sorted(order) == list(range(last - first))
         made += [list(part + first) for part in np.split(order, np.cumsum(counts)[:-1])]
