@@ -105,7 +105,7 @@ def _check(model: nn.Module) -> None:
     if _read_batch in model._forward_pre_hooks.values():
         raise ValueError(f"model: this {type(model).__name__} is attached already; detach() it first")
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        raise ValueError("model: PEFT would put virtual tokens before the first user only; expected an adapter like LoRA")
+        raise ValueError("model: PEFT would prompt the first user only with its virtual tokens; expected adapters")
     if getattr(model.config, "is_encoder_decoder", False):
         raise ValueError(f"model: {type(model).__name__} is an encoder-decoder, expected a causal language model")
     for config in _configs(model):

@@ -32,7 +32,7 @@ _LIBRARY.define(
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, *, block: int = BLOCK
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, *, block: int | None = None
 ) -> Tensor:
     """`F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction="none")` in little memory.
 
@@ -43,7 +43,8 @@ def linear_cross_entropy(
         weight: (V, d), of hidden's dtype.
         labels: (N,) int64 below V; -100 where a row does not count.
         bias: (V,).
-        block: how many logits exist at a time; at least one row of them in the forward, one column in the backward.
+        block: how many logits exist at a time, None for BLOCK; at least one row of them in the forward, and one
+            column in the backward.
 
     Returns:
         (N,) float32 (float64 of float64), 0 where the label is -100. Differentiable once.
@@ -58,6 +59,7 @@ def linear_cross_entropy(
         )
     if labels.shape != hidden.shape[:1]:
         raise ValueError(f"labels: expected one for each of the {len(hidden)} rows, got {tuple(labels.shape)}")
+    block = BLOCK if block is None else block
     if block < 1:
         raise ValueError(f"block: expected a number of logits from 1, got {block}")
     device = hidden.device.type
