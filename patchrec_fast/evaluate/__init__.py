@@ -11,3 +11,5 @@ from .compression import catalogue_ratio as catalogue_ratio
 from .compression import measure_compression as measure_compression
 from .intervals import Comparison as Comparison
 from .intervals import Estimate as Estimate
+from .report import Report as Report
+from .run import evaluate as evaluate

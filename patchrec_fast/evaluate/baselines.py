@@ -57,7 +57,7 @@ class _Answers:
         self._ids = ids[self._order]
         self._number = answers(dataset.titles.values())[self._order]
 
-    def __call__(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+    def __call__(self, items: NDArray[np.integer]) -> NDArray[np.int64]:
         return self._number[np.searchsorted(self._ids, items)]
 
     def __len__(self) -> int:

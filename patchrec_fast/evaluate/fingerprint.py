@@ -26,7 +26,7 @@ def of_model(model: nn.Module) -> str:
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -49,7 +49,7 @@ def _digest(arrays: Iterable[NDArray[np.generic]], words: Iterable[str] = ()) ->
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     for word in words:
         digest.update(word.encode() + b"\0")
     return digest.hexdigest()

@@ -105,13 +105,13 @@ def _by_user(values: Values, users: ArrayLike | None) -> tuple[NDArray[np.float6
     if not len(table):
         raise ValueError("values: got no samples, expected at least one")
     if users is None:
-        return table, np.ones(len(table))
+        return table, np.ones(len(table), np.float64)
     numbers = np.asarray(users)
     if numbers.shape != table.shape[:1]:
         raise ValueError(f"users: expected shape {table.shape[:1]}, got {numbers.shape}")
     _, user, sizes = np.unique(numbers, return_inverse=True, return_counts=True)
-    sums = np.stack([np.bincount(user, column, len(sizes)) for column in table.T], axis=1)
-    return sums, sizes.astype(np.float64)
+    columns = [np.bincount(user, column, len(sizes)).astype(np.float64, copy=False) for column in table.T]
+    return np.stack(columns, axis=1), sizes.astype(np.float64)
 
 
 def _check(confidence: float, draws: int) -> None:

@@ -65,7 +65,8 @@ class Journal:
         if not entries:
             _check_torn(self.path, torn, header)
         elif entries[0] != header:
-            raise ValueError(f"{self.path}: it is of another run, {_difference(entries[0], header)}; use another folder")
+            difference = _difference(entries[0], header)
+            raise ValueError(f"{self.path}: it is of another run, {difference}; use another folder")
         self._file.truncate(sum(len(line) + 1 for line in lines))
         if not entries:
             self._write(header)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import _files
-from . import metrics
 from .intervals import Comparison, Estimate, compare, estimate
+from .metrics import Values, values
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Report:
             ValueError: other samples, or no K that both have.
         """
         if self.identity != other.identity:
-            raise ValueError(f"other: {other.name!r} has other samples than {self.name!r}; compare one split, one limit")
+            raise ValueError(f"other: {other.name!r} has other samples than {self.name!r}, expected the same")
         mine, theirs = self._values(), other._values()
         common = [name for name in mine if name in theirs]
         if not common:
@@ -115,8 +115,8 @@ class Report:
         lines.append(f"  titles that items share: {self.shared_titles}, targets among them: {self.shared_targets}")
         return "\n".join(lines)
 
-    def _values(self) -> metrics.Values:
-        return metrics.values(self.ranks, self.ks)
+    def _values(self) -> Values:
+        return values(self.ranks, self.ks)
 
 
 def comparison_table(name: str, compared: dict[str, Comparison]) -> str:

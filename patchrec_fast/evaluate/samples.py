@@ -10,9 +10,7 @@ from ..layout.csr import counting
 from ..layout.histories import Histories, flatten, integers
 
 
-def checked(
-    histories: Histories, targets: ArrayLike
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def checked(histories: Histories, targets: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Histories as flat (N,) and offsets (S + 1,), and targets (S,), all int64.
 
     Raises:
@@ -50,6 +48,6 @@ def users_of(flat: NDArray[np.int64], offsets: NDArray[np.int64], targets: NDArr
     return np.concatenate([[0], np.cumsum(~continues)])
 
 
-def identity(offsets: NDArray[np.int64], flat: NDArray[np.int64], targets: NDArray[np.int64]) -> str:
+def identity(flat: NDArray[np.int64], offsets: NDArray[np.int64], targets: NDArray[np.int64]) -> str:
     """A digest of every sample's target and newest item, which no length of the histories changes."""
     return hashlib.sha256(np.stack([targets, flat[offsets[1:] - 1]]).tobytes()).hexdigest()

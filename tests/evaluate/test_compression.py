@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from patchrec_fast import data
-from patchrec_fast.evaluate import Compression, catalogue_ratio, measure_compression
+from patchrec_fast.evaluate import Compression, catalogue_ratio, compression, measure_compression
 from patchrec_fast.layout import (
     Catalogue,
     Dropout,
@@ -97,7 +97,7 @@ def test_counted_in_parts(small, monkeypatch):
     packer = Packer(catalogue, prompt, SessionPatches(1))
     histories = [[*range(n)] for n in (3, 1, 10, 4, 7, 2, 9)]
     whole = measure_compression(packer, histories)
-    monkeypatch.setattr("patchrec_fast.evaluate.compression._USERS_AT_ONCE", 3)
+    monkeypatch.setattr(compression, "_USERS_AT_ONCE", 3)
     assert measure_compression(packer, histories) == whole
 
 
