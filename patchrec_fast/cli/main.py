@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from .. import __version__
 
 COMMANDS = {
+    "data": "download, prepare, look at and make up datasets",
     "info": "versions, and which backend serves which operator on which device",
     "train": "train one stage: text, patch pre-training, item or session patches",
 }

@@ -74,7 +74,7 @@ def check_end(block: Block) -> None:
         raise ValueError(f"{block.path}: line {last} does not end with a newline, the file may be cut short")
 
 
-def _read(file: IO[bytes], size: int, path: Path) -> bytes:
+def _read(file: IO[bytes] | gzip.GzipFile, size: int, path: Path) -> bytes:
     try:
         return file.read(size)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

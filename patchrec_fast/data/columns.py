@@ -22,8 +22,8 @@ class Columns:
     """One file with named columns; a `Source`.
 
     Item ids that are integers from 0 to 2^31 - 1 stay; if any is something else, all are numbered in the order of
-    their first appearance. The title of an item is the first that is not empty. A time is an integer, a date, a
-    timestamp, or text in ISO 8601.
+    their first appearance. The title of an item is the first that is not empty. A time is a whole number, a date,
+    a timestamp, or text in ISO 8601.
 
     Args:
         file: `.csv` (with a header), `.csv.gz`, or `.parquet`.
@@ -155,11 +155,11 @@ class Columns:
     def _times(self, column: Any) -> NDArray[np.int64]:
         pa, _ = arrow()
         kinds = pa.types
-        if kinds.is_integer(column.type):
-            return column.cast(pa.int64()).to_numpy()
+        if kinds.is_integer(column.type) or kinds.is_floating(column.type):
+            return column.cast(pa.int64()).to_numpy()  # Arrow refuses a fraction
         text = kinds.is_string(column.type) or kinds.is_large_string(column.type)
         if not (text or kinds.is_timestamp(column.type) or kinds.is_date(column.type)):
-            raise self._wrong("time", column, "integers, dates, timestamps or text in ISO 8601")
+            raise self._wrong("time", column, "whole numbers, dates, timestamps or text in ISO 8601")
         zone = getattr(column.type, "tz", None)
         return column.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64()).to_numpy()
 

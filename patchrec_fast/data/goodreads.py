@@ -25,7 +25,7 @@ from .blocks import Block, bad_line, blocks
 from .interactions import Chunk, Codes, Items, Key, Progress
 
 TIMES = ("date_added", "date_updated")
-_MONTHS = {name: month for month, name in enumerate("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split())}
+_MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec"
 _DATE_LENGTH = len("Fri Aug 25 13:55:02 -0700 2017")
 
 
@@ -150,7 +150,7 @@ def _seconds(column: Any) -> NDArray[np.int64] | None:
         return None
     text = np.frombuffer(texts.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(-1, _DATE_LENGTH)
     month_names, number = np.unique(text[:, 4:7], axis=0, return_inverse=True)
-    months = [_MONTHS.get(name.tobytes().decode("latin-1")) for name in month_names]
+    months = [_month(name.tobytes()) for name in month_names]
     digits = text[:, [8, 9, 11, 12, 14, 15, 17, 18, 21, 22, 23, 24, 26, 27, 28, 29]] - np.uint8(ord("0"))
     signs = text[:, 20]
     if None in months or (digits > 9).any() or not np.isin(signs, (ord("+"), ord("-"))).all():
@@ -164,6 +164,12 @@ def _seconds(column: Any) -> NDArray[np.int64] | None:
     days = month.astype("M8[M]").astype("M8[D]").astype(np.int64) + day - 1
     zone = np.where(signs == ord("-"), -1, 1) * (60 * zone_hour + zone_minute)
     return ((days * 24 + hour) * 60 + minute - zone) * 60 + second
+
+
+def _month(name: bytes) -> int | None:
+    """0 for b"Jan", None for no month."""
+    place = _MONTHS.encode().find(name)
+    return place // 4 if place >= 0 and place % 4 == 0 else None
 
 
 def _is_book(line: bytes) -> bool:

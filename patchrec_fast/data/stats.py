@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of a dataset: the paper's Table 1, the sizes of the splits, and tokens of a title."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .dataset import Dataset
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def statistics(dataset: Dataset, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, float]:
+    """Users, items and interactions, lengths of the users' sequences, targets of each split, tokens of a title.
+
+    Args:
+        dataset: any.
+        tokenizer: a Hugging Face tokenizer; None leaves tokens out.
+
+    Returns:
+        In the order of a report: users; items (with a title), items_used (by anybody); interactions; longest and
+        mean_length of the sequences; shared_titles (items whose title another item has too); train, val, test:
+        targets at position 3 or later; with a tokenizer tokens_per_title, the mean over the catalogue (the paper's
+        "tokens per title"), and tokens_per_interaction, where an item counts as often as it is used.
+    """
+    lengths = np.diff(dataset.offsets)
+    used, uses = np.unique(dataset.items, return_counts=True)
+    _, same = np.unique(list(dataset.titles.values()), return_counts=True)
+    figures: dict[str, float] = {
+        "users": len(dataset),
+        "items": len(dataset.titles),
+        "items_used": len(used),
+        "interactions": len(dataset.items),
+        "longest": int(lengths.max()),
+        "mean_length": float(lengths.mean()),
+        "shared_titles": int(same[same > 1].sum()),
+    }
+    for split in dataset.splits:
+        figures[split] = len(dataset.split(split, max_items=1).targets)
+    if tokenizer is not None:
+        encoded = tokenizer(list(dataset.titles.values()), add_special_tokens=False, split_special_tokens=True)
+        tokens = dict(zip(dataset.titles, map(len, encoded["input_ids"]), strict=True))
+        figures["tokens_per_title"] = float(np.mean(list(tokens.values())))
+        figures["tokens_per_interaction"] = float(np.average([tokens[item] for item in used.tolist()], weights=uses))
+    return figures
