@@ -36,6 +36,13 @@ FAMILIES = {
     "gemma2": ("Gemma2", {"sliding_window": WINDOW, "layer_types": LAYERS, "query_pre_attn_scalar": 8}),
     "gemma3": ("Gemma3", {"sliding_window": WINDOW, "layer_types": LAYERS, "query_pre_attn_scalar": 8}),
 }
+WIDE_FAMILIES = {  # for what the model's class decides alone
+    **FAMILIES,
+    "granite": ("Granite", {"logits_scaling": 3.0}),
+    "olmo2": ("Olmo2", {}),
+    "phi3": ("Phi3", {}),
+    "smollm3": ("SmolLM3", {}),
+}
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +77,7 @@ def pack(sample):
 @pytest.fixture(scope="session")
 def make_model(sample):
     def build(family, **options):
-        name, special = FAMILIES[family]
+        name, special = WIDE_FAMILIES[family]
         config_name = f"{name}TextConfig" if name == "Gemma3" else f"{name}Config"
         settings = {**TINY, "vocab_size": sample.prompt.num_embeddings, **special, **options}
         torch.manual_seed(0)
