@@ -46,6 +46,7 @@ class Guard(TrainerCallback):
                 f"{self._batches.accumulation}; use trainer_arguments, and MicroBatches(steps=...) for fewer steps"
             )
         self._first_bad = None
+        # Traced, its counting would add two to the four graphs of a tiny Llama.
         look = torch.compiler.disable(self._look) if args.torch_compile else self._look
         self._hook = model.register_forward_hook(look)
 

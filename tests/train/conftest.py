@@ -40,17 +40,18 @@ def take(samples, count):
 
 def make_tiny(prompt, **options):
     """A random Llama, attached."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=prompt.num_embeddings,
-        initializer_range=0.25,  # attention far from uniform
+    settings = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": prompt.num_embeddings,
+        "initializer_range": 0.25,  # attention far from uniform
         **options,
-    )
+    }
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**settings)
     model = transformers.LlamaForCausalLM(config)
     pf.attach(model)
     return model

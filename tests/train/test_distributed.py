@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes on the CPU train as one: stock Trainer (DDP) and FSDP2, each rank with its own random patches."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.train import ranks
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "-m", "tests.train.ranks", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def test_ddp_trains_as_one_process(folder, sample, tmp_path):
+    expected = ranks.with_trainer(sample, 1, tmp_path)
+    found = [np.load(folder / f"trainer-{rank}.npz") for rank in range(2)]
+    assert [list(part["seen"]) for part in found] == [list(expected["seen"][rank::2]) for rank in range(2)]
+    for name in expected:
+        if name != "seen":
+            np.testing.assert_allclose(found[0][name], expected[name], rtol=1e-5, atol=1e-5)
+            np.testing.assert_array_equal(found[0][name], found[1][name])
+    assert expected["losses"][0] != expected["losses"][3]
+
+
+def test_fsdp2_has_the_gradients_of_one_process(folder, sample):
+    expected = ranks.sharded(sample, 1, 0)
+    for rank in range(2):
+        found = np.load(folder / f"sharded-{rank}.npz")
+        for name in expected:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
