@@ -22,7 +22,7 @@ def rows_by_hand(model, batch):
 
 
 def alone(model, batch, dtype=torch.float64):
-    """loss, logits (R, V) and each parameter's gradient: every user by themselves, in an untouched copy."""
+    """loss, logits (R, V) and each trained parameter's gradient: every user by themselves, in an untouched copy."""
     model = copy.deepcopy(model).to(dtype)
     model.set_attn_implementation("eager")
     rows = rows_by_hand(model, batch)
@@ -39,7 +39,7 @@ def alone(model, batch, dtype=torch.float64):
         return SimpleNamespace(logits=logits.detach())
     loss = torch.cat(losses).sum() / (batch.labels != -100).sum()
     loss.backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
     return SimpleNamespace(loss=loss.detach(), logits=logits.detach(), gradients=gradients)
 
 
@@ -49,7 +49,8 @@ def packed(model, batch, call=None):
     model.zero_grad()
     out = (model if call is None else call)(**batch.model_inputs())
     out.loss.backward()
-    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    gradients = {name: parameter.grad.clone() for name, parameter in trained}
     logits = None if out.logits is None else out.logits[0].detach()
     return SimpleNamespace(loss=out.loss.detach(), logits=logits, gradients=gradients)
 
