@@ -14,7 +14,10 @@ from .. import __version__
 
 COMMANDS = {
     "data": "download, prepare, look at and make up datasets",
+    "evaluate": "HR@K and NDCG@K of a trained model, with intervals, time and memory",
     "info": "versions, and which backend serves which operator on which device",
+    "profile": "what a user costs, by policy and by the length of the history",
+    "recommend": "the next titles for one history",
     "train": "train one stage: text, patch pre-training, item or session patches",
 }
 _USAGE = "patchrec-fast COMMAND [options]\n       patchrec-fast COMMAND --help"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,10 +120,34 @@ class Report:
         return values(self.ranks, self.ks)
 
 
-def comparison_table(name: str, compared: dict[str, Comparison]) -> str:
-    """A line a metric."""
-    lines = [f"against {name}:"]
-    for metric, (difference, p_value) in compared.items():
-        value, low, high = difference
-        lines.append(f"  {metric:<8} {value:+.4f}   95 % {low:+.4f} to {high:+.4f}   p = {p_value:.4f}")
-    return "\n".join(lines)
+def table(reports: Sequence[Report]) -> str:
+    """A line a report: each metric with its 95 % interval; all have the same ks."""
+    rows = [
+        [report.name, *(f"{value:.4f} [{low:.4f}, {high:.4f}]" for value, low, high in report.metrics().values())]
+        for report in reports
+    ]
+    return _columns([["", *reports[0].metrics()], *rows])
+
+
+def comparison_table(compared: Mapping[str, dict[str, Comparison]]) -> str:
+    """A line for each report that was compared with: each difference with its p-value.
+
+    Args:
+        compared: name -> what `Report.compare` gave.
+    """
+    names = list(dict.fromkeys(metric for found in compared.values() for metric in found))
+    rows = [
+        [f"against {name}", *(_difference(found[metric]) if metric in found else "" for metric in names)]
+        for name, found in compared.items()
+    ]
+    return _columns([["", *names], *rows])
+
+
+def _difference(found: Comparison) -> str:
+    return f"{found.difference.value:+.4f} (p = {found.p_value:.4f})"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    """Cells below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

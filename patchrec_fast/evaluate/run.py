@@ -21,8 +21,8 @@ from ..layout.catalogue import Catalogue
 from ..layout.histories import Histories
 from ..layout.policies import check_count
 from . import fingerprint
+from .cost import measured
 from .journal import Journal
-from .memory import PeakMemory
 from .metrics import answers, ranks
 from .report import Report
 from .samples import checked, identity, users_of
@@ -113,7 +113,6 @@ class _Decode:
     def __init__(self, rec: Recommender, k: int, method: str, options: dict[str, Any]) -> None:
         self._rec, self._k, self._options = rec, k, {"method": method, **options}
         self._answers = answers(rec.packer.catalogue.titles)
-        self._device = next(rec.model.parameters()).device
         self.settings = {
             "k": k,
             **{option: _json_value(value) for option, value in self._options.items()},
@@ -133,9 +132,9 @@ class _Decode:
     def machine(self) -> dict[str, Any]:
         """What the times are of."""
         weight = next(self._rec.model.parameters())
-        on_gpu = self._device.type == "cuda"
+        on_gpu = weight.device.type == "cuda"
         return {
-            "device": torch.cuda.get_device_name(self._device) if on_gpu else f"{platform.machine()} CPU",
+            "device": torch.cuda.get_device_name(weight.device) if on_gpu else f"{platform.machine()} CPU",
             "threads": torch.get_num_threads(),
             "dtype": str(weight.dtype).removeprefix("torch."),
             "parameters": sum(parameter.numel() for parameter in self._rec.model.parameters()),
@@ -143,17 +142,13 @@ class _Decode:
         }
 
     def __call__(self, histories: Histories, wanted: NDArray[np.int64]) -> dict[str, Any]:
-        memory = PeakMemory(self._device)
-        found = self._rec.recommend(histories, k=self._k, batch_size=len(wanted), **self._options)
+        found, cost = measured(self._rec, histories, k=self._k, batch_size=len(wanted), **self._options)
         known = found.items >= 0
         listed = np.full(found.items.shape, -1)
         listed[known] = self._answers[self._rec.packer.catalogue.index(found.items[known])]
         return {
             "ranks": ranks(listed, wanted).tolist(),
-            "rows": found.rows,
-            "seconds": found.seconds,
-            "peak_memory": memory.bytes(),
-            "memory_kind": memory.kind,
+            **cost._asdict(),
         }
 
 

@@ -47,7 +47,7 @@ def brute_force(dataset, found, exclude_seen):
     for place, target in enumerate(targets):
         seen = {dataset.titles[item] for item in flat[offsets[place] : offsets[place + 1]]} if exclude_seen else set()
         answer = dataset.titles[target]
-        order = sorted(set(counts) - seen, key=lambda title: (-counts[title], title == answer))  # noqa: B023
+        order = sorted(set(counts) - seen, key=lambda title: (-counts[title], title == answer))
         ranked.append(order.index(answer) if answer in order else MISS)
     return ranked
 

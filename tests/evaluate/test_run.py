@@ -122,7 +122,7 @@ def test_compared_with_itself_and_another(clockwork, test_split):
     assert list(found) == ["HR@20", "NDCG@20"]
     gained = second.metrics()["HR@20"].value - first.metrics()["HR@20"].value
     assert found["HR@20"].difference.value == pytest.approx(gained)
-    assert "HR@20" in comparison_table("first", found)
+    assert "HR@20" in comparison_table({"first": found})
 
 
 def test_other_samples_do_not_compare(clockwork, test_split, sample):
@@ -161,5 +161,5 @@ def test_bad_input(clockwork, call, error, message):
 def test_a_file_that_is_no_report(tmp_path, content):
     path = tmp_path / "report.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match="report.json: not a report"):
+    with pytest.raises(ValueError, match=r"report\.json: not a report"):
         Report.load(path)

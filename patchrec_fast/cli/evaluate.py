@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`patchrec-fast evaluate`."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data import Dataset, Samples
+from ..evaluate import Report, baseline_ranks, evaluate
+from ..evaluate.report import comparison_table, table
+from ..evaluate.samples import checked, users_of
+from ..train.start import some
+from .models import add_model_arguments, open_recommender
+
+EXAMPLE = """  patchrec-fast evaluate --model runs/pft-s --data path/to/ml-1m --out runs/pft-s/test --baselines
+  patchrec-fast evaluate --model runs/text --data path/to/ml-1m --compare runs/pft-s/test/report.json"""
+METHODS = ("beam", "exact", "diverse")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    add = parser.add_argument
+    add("--split", default="test", choices=("train", "val", "test"), help="default: test")
+    add("--method", default="beam", choices=METHODS, help="how titles are searched (default: beam)")
+    add("--k", type=int, nargs="+", default=[10, 20], metavar="K", help="of HR@K and NDCG@K (default: 10 20)")
+    add("--exclude-seen", action="store_true", help="recommend no title of the history")
+    add("--limit", type=int, metavar="N", help="only N samples, evenly spread over the users")
+    add("--batch-size", type=int, default=16, metavar="N", help="samples decoded at once (default: 16)")
+    add("--out", help="folder for each batch's results and the report; a killed run goes on there")
+    add("--compare", metavar="REPORT.JSON", help="another report over the same samples")
+    add("--baselines", action="store_true", help="also popularity and chance")
+    add("--json", action="store_true", help="print a line of JSON instead of tables")
+
+
+def run(options: argparse.Namespace) -> int:
+    others = [Report.load(options.compare)] if options.compare else []
+    rec, dataset = open_recommender(options)
+    samples = dataset.split(options.split, rec.packer.max_items)
+    if not len(samples.targets):
+        raise ValueError(f"--split: {options.data} has no {options.split} samples")
+    users = Samples(samples.histories, users_of(*checked(*samples)).astype(np.int32))
+    report = evaluate(
+        rec,
+        some(samples, options.limit),
+        options.k,
+        options.method,
+        batch_size=options.batch_size,
+        out=options.out,
+        users=some(users, options.limit).targets,
+        name=f"{Path(options.model).name}, {rec.packer.policy}, {options.method}",
+        exclude_seen=options.exclude_seen,
+    )
+    baselines = _baselines(report, dataset, options) if options.baselines else []
+    compared = {other.name: report.compare(other) for other in [*others, *baselines]}
+    if options.json:
+        print(json.dumps(_plain({"report": report, "baselines": baselines, "compared": compared})))
+        return 0
+    print(report)
+    if baselines:
+        print(f"\n{table(baselines)}")
+    if compared:
+        print(f"\n{comparison_table(compared)}")
+    return 0
+
+
+def _baselines(report: Report, dataset: Dataset, options: argparse.Namespace) -> list[Report]:
+    """The same report of each baseline; their histories are whole, since all of it has been seen."""
+    samples = some(dataset.split(options.split, max_items=None), options.limit)
+    return [
+        dataclasses.replace(
+            report,
+            name=name,
+            ranks=ranks.tolist(),
+            rows=None,
+            seconds=None,
+            peak_memory=None,
+            memory_kind=None,
+            settings={},
+        )
+        for name, ranks in baseline_ranks(dataset, samples).items()
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """JSON values."""
+    if isinstance(value, Report):
+        return value.to_dict()
+    if hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list) else value

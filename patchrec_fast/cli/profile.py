@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`patchrec-fast profile`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import _files
+from ..data import sample_tokenizer
+from ..evaluate.profile import LENGTHS, LONG, Profile, Profiler, long_histories, plot, to_csv
+from ..layout import Catalogue, Prompt
+from ..layout.prompt import PLACEHOLDER
+from ..train.start import SAMPLE, open_data
+from .evaluate import METHODS
+from .models import DTYPES, add_data_argument, add_device_arguments, device, open_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..data import Dataset
+
+EXAMPLE = """  patchrec-fast profile --data sample --shape tiny --users 3 --out runs/profile
+  patchrec-fast profile --data path/to/ml-1m --shape llama-1b --tokenizer path/to/Llama-3.2-1B --out runs/profile"""
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "100m": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 10, "num_attention_heads": 8},
+    "llama-1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+}
+"""Of random models; with Llama-3's vocabulary, the second has 98 million parameters and the last is Llama-3.2-1B's."""
+_POSITIONS = 131_072
+_INSTRUCTION = f"A user has watched {PLACEHOLDER}. Please recommend one movie for this user to watch next."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model", help="a folder of a Hugging Face causal language model")
+    model.add_argument("--shape", choices=SHAPES, help="a model of random weights")
+    add_data_argument(parser)
+    add_device_arguments(parser)
+    add = parser.add_argument
+    add("--tokenizer", help=f"for --shape: a folder (default: with --data {SAMPLE}, its own)")
+    add("--out", required=True, help="folder for profile.csv, growth.csv, growth.png and profile.json")
+    add("--more-than", type=int, default=LONG, help=f"users with more interactions than this (default: {LONG})")
+    add("--users", type=int, metavar="N", help="only the N longest of them")
+    add("--lengths", type=int, nargs="+", metavar="N", help="history lengths of the growth table")
+    add("--batch-size", type=int, default=1, metavar="N", help="users decoded at once (default: 1)")
+    add("--k", type=int, default=20, help="how many titles (default: 20)")
+    add("--method", default="beam", choices=METHODS, help="how titles are searched (default: beam)")
+    add("--trace", metavar="FILE", help="also a torch.profiler trace of the longest user under each policy")
+    add("--json", action="store_true", help="print a line of JSON instead of tables")
+
+
+def run(options: argparse.Namespace) -> int:
+    dataset = open_data(options.data)
+    histories = long_histories(dataset, options.more_than, options.users)
+    profiler = _profiler(options, dataset)
+    lengths = options.lengths or [length for length in LENGTHS if length <= len(histories[0])]
+    compared = _shown(profiler.compare(histories, batch_size=options.batch_size), quiet=options.json)
+    growth = _shown(profiler.grow(histories[0], lengths), quiet=options.json)
+    out = Path(options.out)
+    content = json.dumps({"compared": _plain(compared), "growth": _plain(growth), "k": options.k})
+    _files.write(out / "profile.json", content + "\n")
+    _files.write(out / "profile.csv", to_csv(compared))
+    _files.write(out / "growth.csv", to_csv(growth))
+    plot(growth, out / "growth.png")
+    if options.trace:
+        profiler.trace(histories[0], options.trace)
+    if options.json:
+        print(content)
+    return 0
+
+
+def _profiler(options: argparse.Namespace, dataset: Dataset) -> Profiler:
+    place = device(options.device)
+    if options.model is not None:
+        if options.tokenizer is not None:
+            raise ValueError("--tokenizer: --model has its own, expected none")
+        model, tokenizer = open_model(options.model, options.dtype)
+    else:
+        tokenizer = _tokenizer(options, dataset)
+    prompt = Prompt(tokenizer, instruction=_INSTRUCTION)
+    if options.model is None:
+        model = _random_model(options.shape, prompt.num_embeddings, options.dtype, place)
+    elif model.get_input_embeddings().num_embeddings < prompt.num_embeddings:
+        model.resize_token_embeddings(prompt.num_embeddings)
+    catalogue = Catalogue.from_titles(dataset.titles, tokenizer)
+    return Profiler(model.to(place), catalogue, prompt, options.k, options.method)
+
+
+def _tokenizer(options: argparse.Namespace, dataset: Dataset) -> PreTrainedTokenizerBase:
+    if options.tokenizer is not None:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(options.tokenizer, local_files_only=True)
+    if options.data != SAMPLE:
+        raise ValueError("--tokenizer: expected a folder, since --shape has none")
+    return sample_tokenizer(dataset.titles.values())
+
+
+def _random_model(shape: str, vocabulary: int, dtype: str | None, place: torch.device) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        max_position_embeddings=_POSITIONS,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        **SHAPES[shape],
+    )
+    torch.manual_seed(0)
+    with place:
+        return AutoModelForCausalLM.from_config(config, dtype=DTYPES.get(dtype, torch.float32)).eval()
+
+
+def _shown(profiles: Iterable[Profile], quiet: bool) -> list[Profile]:
+    """All of them, each printed as it comes."""
+    found: list[Profile] = []
+    for profile in profiles:
+        if not found and not quiet:
+            print(f"{'':20}{'items':>7}{'rows':>8}{'pack':>9}{'prompt':>10}{'decode':>10} ms{'peak':>8} MiB")
+        found.append(profile)
+        if not quiet:
+            print(
+                f"{profile.setting:20}{profile.items:7.0f}{profile.rows:8.0f}{profile.pack_ms:9.2f}"
+                f"{profile.prompt_ms:10.2f}{profile.decode_ms:10.2f}   {profile.peak_mib:8.0f}"
+            )
+    return found
+
+
+def _plain(profiles: Iterable[Profile]) -> list[dict[str, Any]]:
+    return [profile._asdict() for profile in profiles]
