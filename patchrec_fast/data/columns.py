@@ -161,7 +161,11 @@ class Columns:
         if not (text or kinds.is_timestamp(column.type) or kinds.is_date(column.type)):
             raise self._wrong("time", column, "whole numbers, dates, timestamps or text in ISO 8601")
         zone = getattr(column.type, "tz", None)
-        return column.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64()).to_numpy()
+        try:
+            times = column.cast(pa.timestamp("us", zone), safe=False)
+        except pa.ArrowInvalid:  # text with a zone, or no time at all
+            times = column.cast(pa.timestamp("us", "UTC"), safe=False)
+        return times.cast(pa.int64()).to_numpy()
 
     def _note_titles(self, items: NDArray[np.int32], column: Any) -> None:
         """Remembers the first title that is not empty of each item."""

@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 
 from .arrow import arrow
 from .blocks import Block, bad_line, blocks
+from .dates import seconds
 from .interactions import Chunk, Codes, Items, Key, Progress
 
 TIMES = ("date_added", "date_updated")
-_MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec"
-_DATE_LENGTH = len("Fri Aug 25 13:55:02 -0700 2017")
 
 
 class Goodreads:
@@ -63,7 +62,7 @@ class Goodreads:
         fields = {"user_id": pa.string(), "book_id": pa.string(), "rating": pa.int64(), self._time: pa.string()}
         for block in blocks(self._interactions, progress):
             table = _parse(block, fields)
-            times = None if table is None else _seconds(table.column(self._time))
+            times = None if table is None else seconds(table.column(self._time))
             if times is None:
                 expected = f"a JSON object with user_id, book_id, an integer rating and {self._time}"
                 raise bad_line(block, lambda line: self._is_interaction(line), expected)
@@ -105,12 +104,14 @@ class Goodreads:
 
     def _is_interaction(self, line: bytes) -> bool:
         row = _object(line)
+        if not line.strip():  # Arrow skips a blank line
+            return True
         strings = all(isinstance(row.get(name), str) for name in ("user_id", "book_id", self._time))
         rating = row.get("rating")
         if not strings or isinstance(rating, bool) or not isinstance(rating, int):
             return False
         pa, _ = arrow()
-        return _seconds(pa.chunked_array([[row[self._time]]])) is not None
+        return seconds(pa.chunked_array([[row[self._time]]])) is not None
 
 
 def _one(folder: Path, pattern: str) -> Path:
@@ -138,43 +139,9 @@ def _parse(block: Block, fields: dict[str, Any]) -> Any:
     return None if any(column.null_count for column in table.columns) else table
 
 
-def _seconds(column: Any) -> NDArray[np.int64] | None:
-    """Seconds since 1970 of dates like "Fri Aug 25 13:55:02 -0700 2017", None where one is no such date.
-
-    Characters are taken from fixed places, all rows at once: 40 times as fast as strptime.
-    """
-    pa, _ = arrow()
-    texts = column.combine_chunks().cast(pa.binary())
-    offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
-    if (np.diff(offsets) != _DATE_LENGTH).any():
-        return None
-    text = np.frombuffer(texts.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(-1, _DATE_LENGTH)
-    month_names, number = np.unique(text[:, 4:7], axis=0, return_inverse=True)
-    months = [_month(name.tobytes()) for name in month_names]
-    digits = text[:, [8, 9, 11, 12, 14, 15, 17, 18, 21, 22, 23, 24, 26, 27, 28, 29]] - np.uint8(ord("0"))
-    signs = text[:, 20]
-    if None in months or (digits > 9).any() or not np.isin(signs, (ord("+"), ord("-"))).all():
-        return None
-    digits = digits.astype(np.int64)
-    day, hour, minute, second, zone_hour, zone_minute = (
-        10 * digits[:, place] + digits[:, place + 1] for place in range(0, 12, 2)
-    )
-    year = digits[:, 12:] @ np.array([1000, 100, 10, 1])
-    month = (year - 1970) * 12 + np.array(months, np.int64)[number.reshape(-1)]
-    days = month.astype("M8[M]").astype("M8[D]").astype(np.int64) + day - 1
-    zone = np.where(signs == ord("-"), -1, 1) * (60 * zone_hour + zone_minute)
-    return ((days * 24 + hour) * 60 + minute - zone) * 60 + second
-
-
-def _month(name: bytes) -> int | None:
-    """0 for b"Jan", None for no month."""
-    place = _MONTHS.encode().find(name)
-    return place // 4 if place >= 0 and place % 4 == 0 else None
-
-
 def _is_book(line: bytes) -> bool:
     row = _object(line)
-    return isinstance(row.get("book_id"), str) and isinstance(row.get("title"), str)
+    return not line.strip() or all(isinstance(row.get(name), str) for name in ("book_id", "title"))
 
 
 def _object(line: bytes) -> dict[str, Any]:

@@ -117,7 +117,9 @@ def _find(folder: Path) -> _Layout:
 def _after_header(block: Block, header: bytes) -> Block:
     first, _, rest = block.text.partition(b"\n")
     if first.rstrip(b"\r") != header:
-        raise ValueError(f"{block.path}: line 1 is {first[:80]!r}, expected {header.decode()!r}")
+        raise ValueError(
+            f"{block.path}: line 1 is {first[:80].decode(errors='replace')!r}, expected {header.decode()!r}"
+        )
     return Block(block.path, 2, rest)
 
 
