@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
     done = subprocess.run(
         [*command, "-m", "tests.train.ranks", str(folder)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=600,

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stock Trainer on micro-batches: what it sees, its loss and gradients, resuming, and the guard."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -227,6 +229,36 @@ def test_the_guard_counts_on_after_resuming(batches, make_trainer, tiny, tmp_pat
     checkpoint = str(tmp_path / "checkpoint-4")
     with pytest.raises(FloatingPointError, match=r"micro-batch 12 \(optimizer step 6, "):
         make_trainer(tiny(), batches(), [At(6, spoil)], **options).train(resume_from_checkpoint=checkpoint)
+
+
+def test_the_guard_names_the_batch_of_its_process(batches, tiny, tmp_path):
+    """The second forward of the third step in the second of two processes."""
+    model = tiny()
+    guard = Guard(batches(world_size=2))
+    state = SimpleNamespace(max_steps=8, global_step=2)
+    arguments = SimpleNamespace(
+        torch_compile=False,
+        gradient_accumulation_steps=2,
+        world_size=2,
+        process_index=1,
+        device=torch.device("cpu"),
+        output_dir=str(tmp_path),
+    )
+    control = SimpleNamespace()
+    guard.on_train_begin(arguments, state, control, model)
+    guard.on_step_begin(arguments, state, control)
+    model.train()
+    model(**batches()[0])
+    guard.on_pre_optimizer_step(arguments, state, control)
+    model.eval()
+    model(**batches()[0])  # validation does not count
+    spoil(model, control)
+    model(**batches()[0])
+    guard.on_pre_optimizer_step(arguments, state, control)
+    model.train()
+    model(**batches()[0])
+    with pytest.raises(FloatingPointError, match=r"micro-batch 11 \(optimizer step 2, "):
+        guard.on_pre_optimizer_step(arguments, state, control)
 
 
 def test_the_guard_refuses_a_run_of_other_steps(batches, make_trainer, tiny):
