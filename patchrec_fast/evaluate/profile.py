@@ -187,15 +187,16 @@ def plot(profiles: Sequence[Profile], path: str | os.PathLike[str]) -> None:
         raise ImportError("plots need matplotlib: pip install patchrec_fast[demo]") from error
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     drawn = (("rows", "rows of the prompt"), ("total_ms", "ms a user"), ("peak_mib", f"MiB {profiles[0].memory}"))
-    for axes, (field, label) in zip(figure.subplots(1, len(drawn)), drawn, strict=True):
+    grid = figure.subplots(1, len(drawn))
+    for axes, (field, label) in zip(grid, drawn, strict=True):
         for setting in dict.fromkeys(profile.setting for profile in profiles):
             own = [profile for profile in profiles if profile.setting == setting]
             axes.plot([each.items for each in own], [getattr(each, field) for each in own], marker="o", label=setting)
         axes.set_xlabel("items of the history")
         axes.set_ylabel(label)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * max(getattr(profile, field) for profile in profiles))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.25, linewidth=0.6)
-    axes.legend(frameon=False)
+    grid[0].legend(frameon=False)
     with _files.replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
