@@ -30,8 +30,6 @@ _BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, Ti
 class Bar(Protocol):
     """The part of tqdm's bar that is used."""
 
-    total: float | None
-
     def update(self, n: float = 1) -> object: ...
 
     def reset(self, total: float | None = None) -> object: ...
@@ -52,7 +50,7 @@ def download(
         name: one of `NAMES`.
         out: the folder that gets `NAME.zip` and the folder `NAME`; made if it is missing.
         url: where `NAME.zip` and `NAME.zip.md5` are.
-        bar: shows the bytes.
+        bar: shows the bytes of the connection.
         attempts: how often a connection may break before it is an error.
         wait: seconds before the second attempt, twice as many before each further one.
 
@@ -129,8 +127,7 @@ def _go_on(url: str, part: Path, bar: Bar | None) -> None:
         length = reply.headers["Content-Length"]
         total = start + int(length) if length else None
         if bar is not None:
-            bar.reset(total)
-            bar.update(start)
+            bar.reset(total - start if total else None)  # what is left, or the rate would count what was there
         with part.open("ab" if start else "wb", buffering=0) as file:
             while piece := reply.read(_PIECE):
                 _append(file, piece, part)

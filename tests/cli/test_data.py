@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`patchrec-fast data`, from raw files to the prepared format and its figures."""
+
+import argparse
+import json
+import re
+
+import pytest
+
+from patchrec_fast.cli import data as command
+from patchrec_fast.cli.main import main
+from patchrec_fast.data import load
+from tests.data.raw import book, interaction, movielens
+
+pytest.importorskip("pyarrow")
+
+
+def run(capsys, *arguments):
+    """The JSON that the command prints."""
+    assert main(["data", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def fails(capsys, *arguments):
+    """The one line on stderr."""
+    assert main(["data", *map(str, arguments)]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    lines = [line for line in shown.err.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize("action", ["prepare", "download", "stats", "sample"])
+def test_every_action_helps_with_an_example_that_parses(action, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", action, "--help"])
+    assert stopped.value.code == 0
+    _, _, examples = capsys.readouterr().out.partition("example:\n")
+    assert examples
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    for line in examples.strip().splitlines():
+        words = line.split()
+        assert words[:3] == ["patchrec-fast", "data", action]
+        assert parser.parse_args(words[2:]).action == action
+
+
+def test_prepare_movielens(tmp_path, capsys):
+    raw = movielens(tmp_path / "raw", "dat")
+    card = run(capsys, "prepare", "ml-1m", "--raw", raw, "--out", tmp_path / "out")
+    assert card == json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["rules"]["above_rating"] == 3
+    assert load(tmp_path / "out").items.tolist() == [8, 1, 0, 1]
+
+
+def test_rules_can_be_changed(tmp_path, capsys):
+    raw = movielens(tmp_path / "raw", "csv")
+    options = (
+        "--above-rating 2.5 --min-user 3 --min-item 1 --counted all --untitled drop --catalogue used --shares 1 1 1"
+    )
+    card = run(capsys, "prepare", "movielens", "--raw", raw, "--out", tmp_path / "out", *options.split())
+    assert card["rules"] == {
+        "above_rating": 2.5,
+        "min_user": 3,
+        "min_item": 1,
+        "counted": "all",
+        "untitled": "drop",
+        "catalogue": "used",
+        "shares": [1, 1, 1],
+    }
+    assert load(tmp_path / "out").items.tolist() == [8, 0, 1]
+
+
+def test_prepare_goodreads(tmp_path, capsys):
+    for name, line in (("interactions", interaction(date_updated="Fri Aug 25 13:55:02 -0700 2017")), ("books", book())):
+        (tmp_path / f"goodreads_{name}.json").write_text(line + "\n")
+    options = ("--min-user", 1, "--min-item", 1, "--date", "date_updated")
+    card = run(capsys, "prepare", "goodreads", "--raw", tmp_path, "--out", tmp_path / "out", *options)
+    assert (card["rules"]["above_rating"], card["rules"]["untitled"]) == (4, "drop")
+    assert load(tmp_path / "out").titles == {11: "A Title (Series, #1)"}
+
+
+def test_prepare_a_table(tmp_path, capsys):
+    (tmp_path / "log.csv").write_text("who,sku,name,at,stars\nann,7,Seven,2020-01-02,5\nann,8,Eight,2020-01-01,2\n")
+    names = ("--user", "who", "--item", "sku", "--title", "name", "--time", "at")
+    source = ("prepare", "table", "--raw", tmp_path / "log.csv", "--out", tmp_path / "out")
+    run(capsys, *source, *names)
+    assert load(tmp_path / "out").items.tolist() == [8, 7]
+    run(capsys, *source, *names, "--rating", "stars", "--above-rating", 2)
+    assert load(tmp_path / "out").items.tolist() == [7]
+    assert "above_rating" in fails(capsys, *source, *names, "--above-rating", 2)
+
+
+def test_text_for_people(tmp_path, capsys):
+    raw = movielens(tmp_path / "raw", "dat")
+    assert main(["data", "prepare", "ml-1m", "--raw", str(raw), "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^interactions\n  read +5$", shown, re.MULTILINE)
+    assert re.search(r"^  shares +48 1 1$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda raw: (raw / "u.item").unlink(), "has u.data but no u.item"),
+        (lambda raw: (raw / "u.data").write_text("1\t2\n"), "u.data: line 1 is '1\\t2', expected user, item"),
+        (lambda raw: (raw / "u.data").write_text("1\t2\t3\t4"), "u.data: line 1 does not end with a newline"),
+        (lambda raw: (raw / "u.data").write_text("1\t2\t3\t4\n"), "no interactions are left by the rules: read 1"),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(tmp_path, capsys, break_it, said):
+    break_it(movielens(tmp_path / "raw", "100k"))
+    assert said in fails(capsys, "prepare", "ml-100k", "--raw", tmp_path / "raw", "--out", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_download(tmp_path, capsys, monkeypatch):
+    given = []
+
+    def fetch(name, out, *, bar):
+        given.append((name, out))
+        bar.reset(10)
+        bar.update(10)
+        return tmp_path / name
+
+    monkeypatch.setattr(command, "download", fetch)
+    assert run(capsys, "download", "ml-1m", "--out", tmp_path) == {"folder": str(tmp_path / "ml-1m")}
+    assert given == [("ml-1m", str(tmp_path))]
+
+
+def test_sample_and_its_figures(tmp_path, capsys):
+    options = ("--users", 5, "--items", 30, "--seed", 1, "--tokenizer", tmp_path / "tokenizer")
+    made = run(capsys, "sample", "--out", tmp_path / "sample", *options)
+    assert (made["users"], made["items"]) == (5, 30)
+    figures = run(capsys, "stats", tmp_path / "sample", "--tokenizer", tmp_path / "tokenizer")
+    assert figures["interactions"] == made["interactions"] == len(load(tmp_path / "sample").items)
+    assert 1 < figures["tokens_per_title"] < 30
+    assert "tokens_per_title" not in run(capsys, "stats", tmp_path / "sample")
+
+
+def test_stats_of_nothing(tmp_path, capsys):
+    assert "no such file" in fails(capsys, "stats", tmp_path)
+
+
+def test_an_action_is_needed(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["data"])
+    assert stopped.value.code == 2
