@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a result must say about where it came from, and how fast the machine itself copies."""
 
+import ctypes
+import gc
 import os
 import platform
 import re
@@ -94,3 +96,27 @@ def _speed(call: Callable[[], object], moved: int, repeats: int) -> float:
         call()
         seconds.append(time.perf_counter() - began)
     return moved / float(np.median(seconds)) / 1e9
+
+
+def peak_megabytes(call: Callable[[], object]) -> float:
+    """How much a call adds to the process's resident memory at its highest, 10**6 bytes; NaN off Linux."""
+    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not clear.exists():
+        return float("nan")
+    gc.collect()
+    _release_heap()
+    clear.write_text("5")  # resets the high-water mark
+    before = _kilobytes(status, "VmRSS")
+    call()
+    return (_kilobytes(status, "VmHWM") - before) * 1024 / 1e6
+
+
+def _kilobytes(status: Path, name: str) -> int:
+    return int(re.search(rf"^{name}:\s+(\d+) kB", status.read_text(), re.MULTILINE)[1])  # type: ignore[index]
+
+
+def _release_heap() -> None:
+    """Gives freed memory back, so that a peak is not hidden in what an earlier call left behind."""
+    release = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if release is not None:
+        release(0)

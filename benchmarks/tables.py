@@ -54,6 +54,23 @@ def packing(rows: list[Row], speeds: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def train(rows: list[Row], speeds: dict[str, float]) -> str:
+    """Model and stage down, a line a trainer."""
+    lines = [
+        _origin(rows),
+        "forward and backward of one step; `ours faster`: median of per-round ratios; peak: resident",
+        "memory that the step adds at its highest",
+        "",
+        f"{'model':6}{'stage':8}{'rows':>7}  {'':24}{'median ms':>12}{'ours faster':>13}{'peak MB':>10}{'rounds':>8}",
+    ]
+    for row in rows:
+        lines.append(
+            f"{row['model']:6}{row['stage']:8}{row['rows']:>7}  {row['contestant']:24}{float(row['median_ms']):>12,.1f}"
+            f"{float(row['ours_faster']):>12.2f}x{float(row['peak_mb']):>10,.0f}{row['rounds']:>8}"
+        )
+    return "\n".join(lines)
+
+
 def _speeds(row: Row) -> str:
     median, low, high = (float(row[f"{name}_per_s"]) for name in ("median", "p20", "p80"))
     return f"{median:,.0f} ({low:,.0f} to {high:,.0f})"
@@ -74,4 +91,5 @@ def _distinct(rows: list[Row], *columns: str) -> list[tuple[str | int | float, .
 FORMATS: dict[str, Callable[[list[Row], dict[str, float]], str]] = {
     "compress": compress,
     "packing": packing,
+    "train": train,
 }

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forward and backward of a training step: ours against the paper's loop and stock transformers.
+
+16 users of ML-1M, 100 items each, a vocabulary of 128,259, tied embeddings, float32 on the CPU. No
+optimizer: it costs everyone the same. `loop` cells have one round, for the loop takes minutes.
+"""
+
+import copy
+from functools import cache
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from patchrec_fast import ItemPatches, PackedBatch, Packer, SessionPatches, Text, attach, compress
+from patchrec_fast.layout import Policy
+
+from . import harness, machine
+from .conftest import Recorder, Settings
+from .peers import OURS
+from .peers.training import LOOP, TRAINERS, Trainer
+from .results import Row
+from .shapes import BATCHES, VOCABULARY
+from .source import Source
+
+
+class Model(NamedTuple):
+    """A Llama's sizes."""
+
+    hidden: int
+    layers: int
+    heads: int
+
+    def build(self) -> Any:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=self.hidden,
+            intermediate_size=4 * self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            tie_word_embeddings=True,
+            initializer_range=0.1,  # losses far from log V, so that a wrong one shows
+        )
+        return LlamaForCausalLM(config).train()
+
+
+MODELS = {"tiny": Model(128, 4, 2), "100m": Model(768, 8, 12)}
+GATE = Model(16, 2, 2)
+POLICIES: dict[str, Policy] = {"text": Text(), "pft-i": ItemPatches(5), "pft-s": SessionPatches(5)}
+USERS, ITEMS = 16, 100
+TOLERANCE = 1e-4  # of float32 sums over thousands of rows, relative to the largest gradient
+
+
+def parts(model: Any, packer: Packer, users: tuple[list[Any], list[Any]]) -> dict[str, harness.Call]:
+    """The pieces of our step that are not the decoder's layers, each alone: its forward and its backward."""
+    batch = packer.pack(*users)
+    table = model.get_input_embeddings().weight
+    hidden = torch.randn(len(batch.position_ids), table.shape[1])
+    inputs = batch.model_inputs()
+    kept = hidden[inputs["supervised_rows"]].requires_grad_()
+    targets = inputs["labels"][0, inputs["supervised_rows"] + 1]
+
+    def pool(round_: int) -> object:
+        out = compress(batch.ids, batch.offsets, table)
+        return torch.autograd.grad(out, table, hidden)
+
+    def loss(round_: int) -> object:
+        logits = torch.nn.functional.linear(kept, table)
+        return torch.autograd.grad(torch.nn.functional.cross_entropy(logits, targets), (kept, table))
+
+    return {
+        "part: packing": lambda round_: packer.pack(*users).model_inputs(),
+        "part: compress": pool,
+        "part: head and loss": loss,
+    }
+
+
+def long_users(source: Source, users: int, count: int) -> list[tuple[list[Any], list[Any]]]:
+    """`count` times the histories and the targets of so many of the longest users."""
+    dataset = source.dataset
+    order = (dataset.offsets[:-1] - dataset.offsets[1:]).argsort(kind="stable").tolist()
+    made = []
+    for number in range(count):
+        chosen = order[number::count][:users]
+        whole = [dataset.items[dataset.offsets[u] : dataset.offsets[u + 1]] for u in chosen]
+        made.append(([items[:-1] for items in whole], [items[-1] for items in whole]))
+    return made
+
+
+def batches(source: Source, policy: Policy, users: int, count: int) -> list[PackedBatch]:
+    """Their newest 100 items, packed."""
+    packer = Packer(source.catalogue, source.prompt, policy, ITEMS)
+    return [packer.pack(*each) for each in long_users(source, users, count)]
+
+
+def calls(model: Any, packed: list[PackedBatch], trainers: list[Trainer]) -> dict[str, harness.Call]:
+    """A step of each trainer; ours on a copy of the model."""
+    found: dict[str, harness.Call] = {}
+    for trainer in trainers:
+        own = copy.deepcopy(model) if trainer.attached else model
+        if trainer.attached:
+            attach(own)
+        prepared = [trainer.prepare(batch, torch.float32) for batch in packed]
+
+        def call(round_: int, trainer: Trainer = trainer, own: Any = own, prepared: list[Any] = prepared) -> Any:
+            at = round_ % len(packed)
+            own.zero_grad(set_to_none=True)
+            loss = trainer.loss(own, packed[at], prepared[at])
+            loss.backward()
+            return own, loss.detach()
+
+        found[trainer.name] = call
+    return found
+
+
+@cache
+def check(source: Source, policy: Policy) -> None:
+    """Losses and gradients of all trainers agree on a small model; else no time is taken."""
+    model = GATE.build()
+    expected: tuple[torch.Tensor, dict[str, torch.Tensor]] | None = None
+    for name, call in calls(model, batches(source, policy, 2, 1), list(TRAINERS)).items():
+        own, loss = call(0)
+        found = {key: weight.grad.clone() for key, weight in own.named_parameters()}
+        if expected is None:
+            expected = loss, found
+        torch.testing.assert_close(loss, expected[0], rtol=TOLERANCE, atol=0, msg=f"{name}: another loss")
+        for key, gradient in found.items():
+            allowed = TOLERANCE * float(expected[1][key].abs().max())
+            difference = float((gradient - expected[1][key]).abs().max())
+            assert difference <= allowed, f"{name}: gradient of {key} is off by {difference}, allowed {allowed}"
+
+
+@pytest.mark.parametrize("against", ["stock", "loop"])
+@pytest.mark.parametrize("stage", POLICIES)
+@pytest.mark.parametrize("model", MODELS)
+def test_train(
+    model: str, stage: str, against: str, settings: Settings, record: Recorder, benchmark: BenchmarkFixture
+) -> None:
+    if settings.quick and model != "tiny":
+        pytest.skip("--quick: the tiny model only")
+    source = settings.source("ml-1m")
+    policy = POLICIES[stage]
+    check(source, policy)
+    trainers = [each for each in TRAINERS if each.attached or (each.name == LOOP) == (against == "loop")]
+    users = 2 if settings.quick else USERS
+    packed = batches(source, policy, users, BATCHES)
+    built = MODELS[model].build()
+    timed = calls(built, packed, trainers)
+    if against == "stock":
+        packer = Packer(source.catalogue, source.prompt, policy, ITEMS)
+        timed |= parts(built, packer, long_users(source, users, 1)[0])
+    for call in timed.values():
+        if against == "stock":
+            call(0)
+    rounds = {"min_rounds": 1, "max_rounds": 1} if against == "loop" else {"min_rounds": 5, "max_rounds": 9}
+    timings = harness.measure(timed, budget=60.0, **(settings.rounds if settings.quick else rounds))
+    peaks = {name: machine.peak_megabytes(lambda call=call: call(0)) for name, call in timed.items()}  # type: ignore[misc]
+    rows = [_row(timing, timings[0], peaks) for timing in timings]
+    cell = {"data": source.label, "model": model, "stage": stage, "users": users}
+    record("train", rows, cell | {"rows": sum(len(batch.position_ids) for batch in packed) // len(packed)})
+    for row in rows:
+        benchmark.extra_info[row["contestant"]] = row
+    benchmark.group = f"{OURS} alone"
+    benchmark.pedantic(timed[OURS], args=(0,), rounds=1)
+
+
+def _row(timing: harness.Timing, ours: harness.Timing, peaks: dict[str, float]) -> Row:
+    return {
+        "contestant": timing.name,
+        "median_ms": round(timing.milliseconds(), 1),
+        "p20_ms": round(timing.milliseconds(0.2), 1),
+        "p80_ms": round(timing.milliseconds(0.8), 1),
+        "rounds": len(timing.seconds),
+        "contended": timing.contended,
+        "ours_faster": round(ours.times_faster_than(timing), 2),
+        "peak_mb": round(peaks[timing.name]),
+    }
