@@ -356,3 +356,22 @@ def test_a_head_that_fsdp2_shards(make_model, batch, one_rank, own_group):
     assert made.logits is None
     made.gradients = {name: gradient.full_tensor() for name, gradient in made.gradients.items()}
     assert_same_step(made, exact, batch)
+
+
+@pytest.mark.parametrize("loss_only", [True, False])
+def test_trainer_evaluates_without_logits(make_model, batch, tmp_path, loss_only):
+    from transformers import Trainer, TrainingArguments
+
+    model = make_model("llama")
+    attach(model, loss="chunked")
+    args = TrainingArguments(
+        output_dir=str(tmp_path),
+        prediction_loss_only=loss_only,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    trainer = Trainer(model, args, eval_dataset=[0, 1], data_collator=lambda samples: batch.model_inputs())
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(model(batch).loss.item(), rel=1e-6)
