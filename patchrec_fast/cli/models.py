@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,17 +100,25 @@ def open_model(folder: str, dtype: str | None) -> tuple[PreTrainedModel, PreTrai
     """A folder's model, in evaluation mode on the CPU, and its tokenizer.
 
     Raises:
-        OSError: no such folder, or a file of it is missing.
+        FileNotFoundError, OSError: no such folder, or a file of it is missing.
         ValueError: a damaged file.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    check_folder(folder, "config.json")
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES.get(dtype, "auto"), local_files_only=True)
     except SafetensorError as error:
         raise ValueError(f"{folder}: a file of weights is damaged ({error})") from error
+    check_folder(folder, "tokenizer_config.json")
     return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def check_folder(folder: str, file: str) -> None:
+    """A missing folder is said at once: transformers would look for it on a hub first."""
+    if not (Path(folder) / file).is_file():
+        raise FileNotFoundError(f"{folder}: no {file} there, expected a folder in Hugging Face format")

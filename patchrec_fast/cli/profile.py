@@ -18,7 +18,7 @@ from ..layout import Catalogue, Prompt
 from ..layout.prompt import PLACEHOLDER
 from ..train.start import SAMPLE, open_data
 from .evaluate import METHODS
-from .models import DTYPES, add_data_argument, add_device_arguments, device, open_model
+from .models import DTYPES, add_data_argument, add_device_arguments, check_folder, device, open_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -103,6 +103,7 @@ def _tokenizer(options: argparse.Namespace, dataset: Dataset) -> PreTrainedToken
     if options.tokenizer is not None:
         from transformers import AutoTokenizer
 
+        check_folder(options.tokenizer, "tokenizer_config.json")
         return AutoTokenizer.from_pretrained(options.tokenizer, local_files_only=True)
     if options.data != SAMPLE:
         raise ValueError("--tokenizer: expected a folder, since --shape has none")

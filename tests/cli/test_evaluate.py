@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`patchrec-fast evaluate`: the same numbers as the library, a kill, and errors in one line."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import patchrec_fast as pf
+from patchrec_fast.cli.main import main
+from patchrec_fast.evaluate import Report, baseline_ranks
+from patchrec_fast.hf.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(folders, capsys):
+    """run(*flags): exit status, stdout, stderr."""
+
+    def call(*flags):
+        status = main(["evaluate", *folders.flags, *map(str, flags)])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def by_library(folders, policy=None):
+    settings = Settings.load(folders.model)
+    tokenizer = AutoTokenizer.from_pretrained(folders.model)
+    packer = settings.packer(folders.dataset.titles, tokenizer)
+    if policy is not None:
+        packer = pf.Packer(packer.catalogue, packer.prompt, *policy)
+    return pf.Recommender(AutoModelForCausalLM.from_pretrained(folders.model), packer)
+
+
+def test_as_the_library(run, folders, tmp_path):
+    status, shown, _ = run("--out", tmp_path, "--k", 5, 20, "--json")
+    assert status == 0
+    expected = pf.evaluate(by_library(folders), folders.dataset.split("test", 50), (5, 20), progress=False)
+    found = json.loads(shown)
+    assert found["report"]["ranks"] == expected.ranks == Report.load(tmp_path / "report.json").ranks
+    assert found["report"]["users"] == expected.users
+    assert found["report"]["metrics"]["HR@20"]["value"] == expected.metrics()["HR@20"].value
+    assert found["report"]["rows"] == expected.rows
+
+
+def test_other_prompts(run, folders):
+    _, shown, _ = run("--policy", "pft-i", "--keep", 2, "--max-items", 0, "--limit", 6, "--json")
+    report = json.loads(shown)["report"]
+    assert report["settings"]["policy"] == "ItemPatches(keep=2)"
+    assert report["settings"]["max_items"] is None
+    split = folders.dataset.split("test", None)
+    places = np.arange(6) * len(split.targets) // 6
+    flat, offsets = split.histories
+    rec = by_library(folders, (pf.ItemPatches(2), None))
+    batch = rec.packer.pack([flat[offsets[place] : offsets[place + 1]] for place in places])
+    assert report["rows"] == len(batch.position_ids) / 6
+
+
+def test_a_limit_keeps_whose_samples_they_are(run, folders):
+    _, whole, _ = run("--json")
+    _, part, _ = run("--limit", 10, "--json")
+    users, some = (json.loads(shown)["report"]["users"] for shown in (whole, part))
+    assert some == [users[place] for place in np.arange(10) * len(users) // 10]
+
+
+def test_baselines_and_comparison(run, folders, tmp_path):
+    run("--out", tmp_path, "--limit", 12)
+    flags = ("--limit", 12, "--baselines", "--compare", tmp_path / "report.json")
+    _, shown, _ = run(*flags, "--json")
+    found = json.loads(shown)
+    popular = {report["name"]: report for report in found["baselines"]}["popularity, unseen"]
+    ranks = baseline_ranks(folders.dataset, folders.dataset.split("test", None))["popularity, unseen"]
+    assert popular["ranks"] == ranks[np.arange(12) * len(ranks) // 12].tolist()
+    assert found["compared"]["model, SessionPatches(group=5), beam"]["HR@20"]["p_value"] == 1
+    difference = found["compared"]["popularity, unseen"]["HR@20"]["difference"]["value"]
+    ours, theirs = (report["metrics"]["HR@20"]["value"] for report in (found["report"], popular))
+    assert difference == pytest.approx(ours - theirs)
+    _, table, _ = run(*flags)
+    for text in ("HR@20", "popularity, unseen", "against random", "rows a prompt", "decode"):
+        assert text in table
+
+
+@pytest.mark.parametrize("method", ["exact", "diverse"])
+def test_methods(run, method):
+    status, shown, _ = run("--method", method, "--limit", 3, "--k", 4, "--exclude-seen", "--json")
+    assert status == 0
+    assert json.loads(shown)["report"]["settings"]["method"] == method
+
+
+def test_killed_and_started_again(run, folders, tmp_path):
+    samples = 40
+    flags = ["--batch-size", "1", "--limit", str(samples), "--out", str(tmp_path / "out")]
+    journal = tmp_path / "out" / "batches.jsonl"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    child = subprocess.Popen(
+        [sys.executable, "-m", "patchrec_fast.cli", "evaluate", *folders.flags, *flags],
+        env={**os.environ, "PYTHONPATH": paths},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while child.poll() is None and time.monotonic() < deadline:
+        if journal.exists() and journal.read_bytes().count(b"\n") > 3:
+            break
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    before = journal.read_bytes().count(b"\n") - 1
+    assert 3 <= before < samples
+    status, shown, _ = run(*flags, "--json")
+    assert status == 0
+    _, whole, _ = run("--limit", samples, "--json")
+    assert json.loads(shown)["report"]["ranks"] == json.loads(whole)["report"]["ranks"]
+    kept = [json.loads(line)["begin"] for line in journal.read_text().splitlines()[1:]]
+    assert kept == [*range(samples)]
+
+
+def copy(folders, tmp_path, **files):
+    model = tmp_path / "model"
+    shutil.copytree(folders.model, model)
+    for name, content in files.items():
+        (model / name.replace("__", ".")).write_bytes(content)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "nowhere"], "no such file"),
+        (["--data", "nowhere"], "no such file"),
+        (["--k", "0"], "ks"),
+        (["--batch-size", "0"], "batch_size"),
+        (["--policy", "pft-s", "--group", "0"], "group"),
+        (["--device", "abacus"], "--device"),
+        (["--compare", "nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_bad_input_is_one_line(run, flags, message):
+    status, _, shown = run(*flags)
+    assert status == 1
+    assert message in shown
+    assert shown.count("\n") == 1
+
+
+def test_a_damaged_model(run, folders, tmp_path):
+    whole = (folders.model / "model.safetensors").read_bytes()
+    status, _, shown = run("--model", copy(folders, tmp_path, model__safetensors=whole[: len(whole) // 2]))
+    assert status == 1
+    assert "damaged" in shown
+
+
+def test_another_run_in_the_same_folder(run, tmp_path):
+    run("--limit", 3, "--out", tmp_path)
+    status, _, shown = run("--limit", 4, "--out", tmp_path)
+    assert status == 1
+    assert "another run" in shown
+
+
+def test_a_split_without_samples(run, folders, tmp_path):
+    dataset = pf.data.generate(users=40, items=300)
+    dataset.splits["val"] = np.full((40, 2), -1, np.int32)
+    pf.data.save(dataset, tmp_path)
+    status, _, shown = run("--data", tmp_path, "--split", "val")
+    assert status == 1
+    assert "no val samples" in shown
