@@ -65,10 +65,10 @@ class Columns:
 
         Raises:
             ValueError: not such a file, a missing column, or a value that is missing or of the wrong kind, with its row
-                (1 is the first below the header).
+                (from 1; the header of a CSV file is row 1).
         """
         pa, _ = arrow()
-        row = 1
+        row = 1 if self._file.suffix == ".parquet" else 2
         try:
             for batch in self._batches(progress):
                 yield self._chunk(batch, row)
@@ -121,23 +121,16 @@ class Columns:
                 raise ValueError(f"{self._file}: expected one column {name!r}, got the columns {present}")
 
     def _chunk(self, batch: Any, row: int) -> Chunk:
-        pa, _ = arrow()
-        column = {name: pa.chunked_array([batch.column(own)]) for name, own in self._names.items()}
+        column = {name: _plain(batch.column(own)) for name, own in self._names.items()}
         for name in ("user", "item", "time", *(["rating"] if "rating" in column else [])):
             if column[name].null_count:
                 empty = row + column[name].is_null().to_numpy().argmax()
                 raise ValueError(f"{self._file}: row {empty} has no {self._names[name]!r}")
         items = self._items.encode(self._keys(column["item"], "item"))
         self._note_titles(items, column["title"])
-        ratings = None
-        if "rating" in column:
-            ratings = self._number(column["rating"], "rating", pa.float32()).to_numpy()
-            if not np.isfinite(ratings).all():
-                bad = row + (~np.isfinite(ratings)).argmax()
-                raise ValueError(f"{self._file}: row {bad} has a rating that is not a finite number")
-        return Chunk(
-            self._users.encode(self._keys(column["user"], "user")), items, ratings, self._times(column["time"])
-        )
+        users = self._users.encode(self._keys(column["user"], "user"))
+        ratings = self._ratings(column["rating"], row) if "rating" in column else None
+        return Chunk(users, items, ratings, self._times(column["time"]))
 
     def _keys(self, column: Any, name: str) -> Any:
         pa, _ = arrow()
@@ -146,11 +139,14 @@ class Columns:
             raise self._wrong(name, column, "integers or text")
         return column
 
-    def _number(self, column: Any, name: str, to: Any) -> Any:
+    def _ratings(self, column: Any, row: int) -> NDArray[np.float32]:
         pa, _ = arrow()
         if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-            raise self._wrong(name, column, "numbers")
-        return column.cast(to, safe=False)
+            raise self._wrong("rating", column, "numbers")
+        ratings = column.cast(pa.float32(), safe=False).to_numpy()
+        if not np.isfinite(ratings).all():
+            raise ValueError(f"{self._file}: row {row + np.isfinite(ratings).argmin()} has a rating that is not finite")
+        return ratings
 
     def _times(self, column: Any) -> NDArray[np.int64]:
         pa, _ = arrow()
@@ -185,3 +181,11 @@ class Columns:
 
     def _wrong(self, name: str, column: Any, expected: str) -> ValueError:
         return ValueError(f"{self._file}: column {self._names[name]!r} is {column.type}, expected {expected}")
+
+
+def _plain(column: Any) -> Any:
+    """The column as a chunked array, categories as the values that they stand for."""
+    pa, _ = arrow()
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return pa.chunked_array([column])
