@@ -39,22 +39,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     others = [Report.load(options.compare)] if options.compare else []
     rec, dataset = open_recommender(options)
-    samples = dataset.split(options.split, rec.packer.max_items)
+    samples = dataset.split(options.split, max_items=None)  # the packer cuts them; all of it has been seen
     if not len(samples.targets):
         raise ValueError(f"--split: {options.data} has no {options.split} samples")
     users = Samples(samples.histories, users_of(*checked(*samples)).astype(np.int32))
+    samples, users = some(samples, options.limit), some(users, options.limit)
     report = evaluate(
         rec,
-        some(samples, options.limit),
+        samples,
         options.k,
         options.method,
         batch_size=options.batch_size,
         out=options.out,
-        users=some(users, options.limit).targets,
+        users=users.targets,
         name=f"{Path(options.model).name}, {rec.packer.policy}, {options.method}",
         exclude_seen=options.exclude_seen,
     )
-    baselines = _baselines(report, dataset, options) if options.baselines else []
+    baselines = _baselines(report, dataset, samples) if options.baselines else []
     compared = {other.name: report.compare(other) for other in [*others, *baselines]}
     if options.json:
         print(json.dumps(_plain({"report": report, "baselines": baselines, "compared": compared})))
@@ -67,9 +68,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _baselines(report: Report, dataset: Dataset, options: argparse.Namespace) -> list[Report]:
-    """The same report of each baseline; their histories are whole, since all of it has been seen."""
-    samples = some(dataset.split(options.split, max_items=None), options.limit)
+def _baselines(report: Report, dataset: Dataset, samples: Samples) -> list[Report]:
+    """The same report of each baseline."""
     return [
         dataclasses.replace(
             report,

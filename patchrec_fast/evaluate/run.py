@@ -66,16 +66,15 @@ def evaluate(
         name: for the report; None takes the method and the packer's policy.
         **options: passed on to `Recommender.recommend`.
 
+    Returns:
+        `Report`: the metrics with their intervals; rows, seconds by part and peak memory; how many titles items share.
+
     Raises:
         TypeError: ids that are not integers.
         ValueError: no samples, an empty history, an unknown item, a K below 1; an `out` with the results of another
             model, other prompts, samples or options.
     """
-    for k in ks:
-        check_count("ks", k, minimum=1)
-    if not len(ks):
-        raise ValueError("ks: got none, expected at least one K")
-    check_count("batch_size", batch_size, minimum=1)
+    _check(ks, batch_size)
     flat, offsets, targets = checked(*samples)
     catalogue = rec.packer.catalogue
     wanted = answers(catalogue.titles)[catalogue.index(targets)]
@@ -105,6 +104,14 @@ def evaluate(
         report.save(Path(out) / REPORT)
         _files.write(Path(out) / TABLE, f"{report}\n")
     return report
+
+
+def _check(ks: Sequence[int], batch_size: int) -> None:
+    for k in ks:
+        check_count("ks", k, minimum=1)
+    if not len(ks):
+        raise ValueError("ks: got none, expected at least one K")
+    check_count("batch_size", batch_size, minimum=1)
 
 
 class _Decode:
