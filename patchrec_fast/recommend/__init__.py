@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding over the catalogue: every answer is a title that exists. Importing this does not import transformers."""
+"""Next items from a language model: decoding constrained to the titles of the catalogue.
 
-from .recommender import Recommendations as Recommendations
+Importing this does not import transformers.
+"""
+
+from .recommendations import Recommendations as Recommendations
 from .recommender import Recommender as Recommender
 from .trie import Trie as Trie

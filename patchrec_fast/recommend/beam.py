@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .reader import Reader
+from .reader import Children, Reader
 
 EarlyStopping = bool | Literal["never"]
 
@@ -37,7 +37,6 @@ class _Beams(NamedTuple):
     node: Tensor
     row: Tensor  # of the node
     ahead: Tensor  # rows after it that are read already: its forced chain
-    path: Tensor  # (B, K, A) rows by depth
 
 
 def beam(
@@ -64,8 +63,8 @@ def beam(
         user, place = (running.score > -torch.inf).nonzero(as_tuple=True)
         if not len(user):
             break
-        child, cost = reader.children(user, running.node[user, place], running.row[user, place])
-        score, node, parent = _best(running.score, user, place, child, cost, 2 * beams)
+        found = reader.children(user, running.node[user, place], running.row[user, place])
+        score, node, parent = _best(running.score, user, place, found, 2 * beams)
         ends = reader.trie.is_leaf[node] & (score > -torch.inf)
         done = _finish(done, score, node, ends, length**length_penalty)
         going, chosen = score.masked_fill(ends, -torch.inf)[:, : 2 * beams].sort(dim=1, descending=True, stable=True)
@@ -77,7 +76,7 @@ def beam(
             hopeless = going[:, :1] / longest**length_penalty <= done.score[:, -1:]
             full = done.score[:, -1:] > -torch.inf
             going = going.masked_fill(full & (hopeless | (early_stopping is True)), -torch.inf)
-        running = _advance(reader, running, going, node.gather(1, chosen), parent.gather(1, chosen), length)
+        running = _advance(reader, running, going, node.gather(1, chosen), parent.gather(1, chosen))
     return Found(done.leaf[:, :k], done.score[:, :k], done.log_prob[:, :k])
 
 
@@ -87,7 +86,7 @@ def _start(reader: Reader, beams: int) -> _Beams:
     score = torch.full(shape, -torch.inf, device=device)
     score[:, 0] = 0
     root = torch.arange(reader.users, device=device).unsqueeze(1).expand(shape)
-    return _Beams(score, zeros, root, zeros, zeros.new_full((*shape, reader.trie.depth), -1))
+    return _Beams(score, zeros, root, zeros)
 
 
 def _nothing(reader: Reader, beams: int) -> Found:
@@ -100,16 +99,15 @@ def _best(
     score: Tensor,  # (B, K)
     user: Tensor,  # (n,) of the beams that run, and so place
     place: Tensor,
-    child: Tensor,  # (n, C)
-    cost: Tensor,
+    found: Children,  # of those
     count: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Score, node and parent beam of the `count` best continuations, (B, count) each, best first."""
-    users, width = score.shape[0], child.shape[1]
+    users, width = score.shape[0], found.node.shape[1]
     total = score.new_full((*score.shape, width), -torch.inf)
-    total[user, place] = score[user, place].unsqueeze(1) + cost
-    nodes = child.new_zeros(total.shape)
-    nodes[user, place] = child
+    total[user, place] = score[user, place].unsqueeze(1) + found.log_prob
+    nodes = found.node.new_zeros(total.shape)
+    nodes[user, place] = found.node
     total, nodes = total.view(users, -1), nodes.view(users, -1)
     top, at = total.topk(min(count, total.shape[1]), dim=1)
     pad = (0, count - top.shape[1])
@@ -129,13 +127,11 @@ def _finish(done: Found, score: Tensor, node: Tensor, ends: Tensor, divisor: flo
     return Found(leaf.gather(1, order), ranked.gather(1, order), log_prob.gather(1, order))
 
 
-def _advance(reader: Reader, old: _Beams, score: Tensor, node: Tensor, parent: Tensor, depth: int) -> _Beams:
+def _advance(reader: Reader, old: _Beams, score: Tensor, node: Tensor, parent: Tensor) -> _Beams:
     """The chosen continuations as beams; the nodes that no chain has read yet are read."""
-    ahead, row = old.ahead.gather(1, parent) - 1, old.row.gather(1, parent) + 1
-    path = old.path.gather(1, parent.unsqueeze(2).expand(-1, -1, old.path.shape[2]))
+    above, ahead = old.row.gather(1, parent), old.ahead.gather(1, parent) - 1
+    row = above + 1
     user, place = ((score > -torch.inf) & (ahead < 0)).nonzero(as_tuple=True)
     if len(user):
-        mine = node[user, place]
-        row[user, place], ahead[user, place] = reader.read(user, mine, torch.full_like(mine, depth), path[user, place])
-    path[:, :, depth - 1] = row
-    return _Beams(score, node, row, ahead, path)
+        row[user, place], ahead[user, place] = reader.read(user, node[user, place], above[user, place])
+    return _Beams(score, node, row, ahead)

@@ -5,7 +5,10 @@ The vocabulary is large: a row of the head costs as much as many rows of a small
 hidden states, and asks for logits later, of live branches only, and of title tokens only where that is enough.
 """
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +23,7 @@ class Head:
     """What follows the last hidden state: the output embedding, and the scaling or cap that the configuration names.
 
     Attributes:
-        size: V, the rows of the output embedding.
+        size: V, the width of the logits.
     """
 
     def __init__(self, model: Any) -> None:
@@ -30,14 +33,17 @@ class Head:
             TypeError: the model has no output embedding.
             ValueError: its logits are not this head's: a step after the output embedding that is not known here.
         """
-        module = model.get_output_embeddings()
+        module = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         if not isinstance(module, nn.Module):
             raise TypeError(f"model: {type(model).__name__} has no output embeddings, expected a causal language model")
-        self._module = module
         config = model.config.get_text_config()
+        self._module: Any = module
+        self._apply: Callable[[Tensor], Tensor] = module
+        self._rest: tuple[Tensor, float] | None = None
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)
         self._scale: float = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-        self.size: int = _check(model, self)
+        self.size = 1
+        self.size = _check(model, self)
 
     @contextmanager
     def lifted(self) -> Iterator[list[Tensor]]:
@@ -49,46 +55,48 @@ class Head:
             return hidden[..., :1]  # what the model does with logits, it does with these; nobody looks
 
         own = vars(self._module).get("forward")
-        self._module.forward = keep  # type: ignore[method-assign]
+        self._module.forward = keep
         try:
             yield kept
         finally:
-            if own is None:
-                del self._module.forward
-            else:
+            del self._module.forward
+            if own is not None:
                 self._module.forward = own
-
-    def subset(self, tokens: Tensor) -> "Head":
-        """A head of these tokens alone, (U,); one that is not a plain linear layer computes all and selects."""
-        part = object.__new__(Head)
-        part._cap, part._scale, part.size = self._cap, self._scale, len(tokens)
-        part._module = _Rows(self._module, tokens)
-        return part
 
     def logits(self, hidden: Tensor) -> Iterator[Tensor]:
         """Of (n, d) hidden states: (m, size) float32 logits, some rows at a time, in order."""
         for rows in hidden.split(max(1, _CHUNK // self.size)):
-            logits = self._module(rows).float()
+            logits = self._apply(rows).float()
             if self._scale != 1:
                 logits = logits * self._scale
             yield logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
 
+    def subset(self, tokens: Tensor) -> Head:
+        """A head of these tokens alone, (U,); one that is not a plain linear layer computes all and selects."""
+        part = object.__new__(Head)
+        part._module, part._scale, part._cap, part._rest = self._module, self._scale, self._cap, None
+        part.size = len(tokens)
+        module = self._module
+        if type(module).forward is not nn.Linear.forward or "forward" in vars(module) or module._forward_hooks:
+            part._apply = lambda hidden: module(hidden)[..., tokens]
+            return part
+        weight, bias = module.weight[tokens], None if module.bias is None else module.bias[tokens]
+        part._apply = lambda hidden: F.linear(hidden, weight, bias)
+        others = self.size - len(tokens)
+        if others and bias is None and self._cap is None:
+            mean = (module.weight.sum(0, dtype=torch.float32) - weight.sum(0, dtype=torch.float32)) / others
+            part._rest = mean * self._scale, math.log(others)
+        return part
 
-class _Rows(nn.Module):
-    """Some rows of an output embedding; the module is not registered, so nothing is saved or moved with it."""
+    def rest(self, hidden: Tensor) -> Tensor | None:
+        """Of a subset: (n,) float32, at most the log-sum-exp of the logits of all tokens that are not in it.
 
-    def __init__(self, module: nn.Module, tokens: Tensor) -> None:
-        super().__init__()
-        self._all, self._tokens = (module,), tokens
-        self._plain = type(module).forward is nn.Linear.forward and not module._forward_hooks
-        if self._plain:
-            self._weight = module.weight[tokens].detach()
-            self._bias = None if module.bias is None else module.bias[tokens].detach()
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        if self._plain:
-            return F.linear(hidden, self._weight, self._bias)
-        return self._all[0](hidden)[..., self._tokens]
+        The mean of exp is at least exp of the mean (Jensen). None where the logits are not linear in the embedding.
+        """
+        if self._rest is None:
+            return None
+        mean, log_count = self._rest
+        return hidden.float() @ mean + log_count
 
 
 @torch.no_grad()
@@ -101,10 +109,9 @@ def _check(model: Any, head: Head) -> int:
         theirs = model(input_ids=token, use_cache=False).logits[0].float()  # (1, V)
     finally:
         hook.remove()
-    head.size = theirs.shape[1]
     ours = next(head.logits(kept[0][0])) if kept else torch.full_like(theirs, torch.nan)
     if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3):
         raise ValueError(
             f"model: {type(model).__name__} changes its logits after the output embedding in a way not known here"
         )
-    return head.size
+    return theirs.shape[1]

@@ -8,9 +8,8 @@ that is read is asked about.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,13 +22,20 @@ Normalize = Literal["vocab", "catalogue", "children"]
 NORMALIZE = ("vocab", "catalogue", "children")
 
 
+class Children(NamedTuple):
+    """The children of n nodes; C is the most of them."""
+
+    node: Tensor  # (n, C) int64, by rising token
+    log_prob: Tensor  # (n, C) float32, of the child's token; -inf where there is none or it is closed
+
+
 class Reader:
     """The prompts of B users, read, and the trees behind them.
 
     Attributes:
         trie: on the model's device.
         users: B.
-        asked: (B,) int64, the nodes whose children have been asked about.
+        asked: (B,) int64, how many nodes' children have been asked about.
     """
 
     def __init__(
@@ -47,98 +53,131 @@ class Reader:
             batch: without targets, in host memory.
             normalize: a token's probability is its share among all V tokens, among the tokens that titles use, or
                 among the children of its parent.
-            closed: (C,) int64 sorted, `user * N + node` of nodes that the user must not enter.
+            closed: (C,) int64 sorted, `user * N + node` of nodes that the user must not enter; None for none.
         """
         device = trie.token.device
         self.trie, self.users = trie, len(batch)
-        self._model, self._head = model, head
-        self._over_children = normalize == "children"
-        self._column = trie.token if normalize == "vocab" else trie.column
-        self._scorer = head if normalize == "vocab" else head.subset(trie.used)
-        self._closed = closed
+        self._model, self._head, self._closed = model, head, closed
+        self._normalize = normalize
+        self._short: Head | None = None  # of title tokens alone
         lengths = batch.cu_seqlens.diff()
         self._cache = TreeCache(lengths.tolist())
         self._lengths = lengths.to(device)
         last = (batch.cu_seqlens[1:].long() - 1).to(device)
         inputs = {"max_id": int(batch.ids.max()), **batch.to(device).model_inputs()}
         self._hidden = self._call(**inputs, logits_to_keep=last)  # (B, d), then a row for each node read
-        self.asked = torch.zeros(self.users, dtype=torch.int64, device=device)
+        self._depths = torch.zeros(self.users, dtype=torch.int64, device=device)  # of each row
+        self._paths = torch.full((self.users, trie.depth), -1, device=device)  # (rows, A) rows by depth, itself last
+        self.asked = torch.zeros_like(self._depths)
 
     def _call(self, **inputs: Any) -> Tensor:
+        """The last hidden states, (rows, d)."""
         with self._head.lifted() as kept:
             self._model(**inputs, tree=self._cache)
         return kept[0][0]
 
-    def read(self, user: Tensor, node: Tensor, depth: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, user: Tensor, node: Tensor, above: Tensor, chains: bool = True) -> tuple[Tensor, Tensor]:
         """Reads n nodes and the forced tokens behind each.
 
         Args:
             user: (n,) int64, rising.
             node: (n,) int64, neither root nor leaf.
-            depth: (n,) int64, of the node; a first token is 1 deep.
-            path: (n, A) int64, the rows of the nodes above it, by depth; A is the trie's depth.
+            above: (n,) int64, the row of the node's parent; a user's own number for the root.
+            chains: False reads the nodes alone.
 
         Returns:
             (n,) the row of each node, and (n,) how many rows after it are its chain.
         """
-        trie = self.trie
-        chain = trie.chain[node]
+        chain = self.trie.chain[node] if chains else torch.ones_like(node)
         begin = chain.cumsum(0) - chain  # (n,)
         owner = torch.repeat_interleave(chain)  # (m,) int64, which of the n
         step = torch.arange(len(owner), device=owner.device) - begin[owner]
-        token, deep = self._chain_tokens(node, owner, step), depth[owner] + step
+        mine, depth = user[owner], self._depths[above[owner]] + 1 + step
         row = self._cache.count + begin  # (n,)
-        ahead = torch.arange(path.shape[1], device=owner.device) - (depth[owner] - 1).unsqueeze(1)  # (m, A)
-        paths = torch.where(ahead < 0, path[owner], row[owner].unsqueeze(1) + ahead)
-        paths = paths.masked_fill_(ahead > step.unsqueeze(1), -1)[:, : int(deep.max())]
-        counts = torch.bincount(user[owner], minlength=self.users).tolist()
-        self._cache.begin(Rows(user[owner], deep, paths, counts))
+        nth = torch.arange(self.trie.depth, device=owner.device) - (depth - 1 - step).unsqueeze(1)  # (m, A) below
+        paths = torch.where(nth < 0, self._paths[above[owner]], row[owner].unsqueeze(1) + nth)
+        paths = paths.masked_fill_(nth > step.unsqueeze(1), -1)
+        counts = torch.bincount(mine, minlength=self.users).tolist()
+        self._cache.begin(Rows(mine, depth, paths[:, : int(depth.max())], counts))
         hidden = self._call(
-            input_ids=token.unsqueeze(0),
-            position_ids=(self._lengths[user[owner]] + deep - 1).unsqueeze(0),
+            input_ids=self._tokens_down(node, owner, step).unsqueeze(0),
+            position_ids=(self._lengths[mine] + depth - 1).unsqueeze(0),
             # Four dimensions tell transformers that the mask is made; the tree knows who sees whom.
             attention_mask=torch.zeros((1, 1, 1, 1), dtype=torch.bool, device=owner.device),
             use_cache=False,
         )
         self._cache.end()
         self._hidden = torch.cat([self._hidden, hidden])
+        self._depths = torch.cat([self._depths, depth])
+        self._paths = torch.cat([self._paths, paths])
         return row, chain - 1
 
-    def _chain_tokens(self, node: Tensor, owner: Tensor, step: Tensor) -> Tensor:
+    def _tokens_down(self, node: Tensor, owner: Tensor, step: Tensor) -> Tensor:
         """(m,) the token `step` places down the chain of each."""
         nodes = [node]
         for _ in range(int(step.max())):
             nodes.append(self.trie.first[nodes[-1]].clamp(max=len(self.trie) - 1))  # past a chain's end: not picked
         return self.trie.token[torch.stack(nodes)[step, owner]]
 
-    def children(self, user: Tensor, node: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-        """The children of n nodes, and their tokens' log-probabilities.
+    def children(self, user: Tensor, node: Tensor, row: Tensor) -> Children:
+        """Asks for n nodes' children.
 
         Args:
             user: (n,) int64.
             node: (n,) int64, no leaf.
             row: (n,) int64, the node's row; a user's own number for the root.
+        """
+        if self._normalize == "vocab":
+            found, total = self._ask(self._head, self.trie.token, user, node, row)
+        else:
+            found, total = self._ask(self._title_head(), self.trie.column, user, node, row)
+        return Children(found.node, found.log_prob - total.unsqueeze(1))
+
+    def bounds(self, user: Tensor, node: Tensor, row: Tensor) -> tuple[Children, Tensor | None]:
+        """The same from title tokens alone, 128,259 rows of the head being some 5,000: log-probabilities that are too
+        large by what the other tokens weigh more than they must.
+
+        They weigh at least as much as if all had their mean embedding: exp is convex (Jensen's inequality).
 
         Returns:
-            (n, C) int64 nodes by rising token, C the most children of a node; (n, C) float32, -inf where there is
-            no such child or the user must not enter it.
+            The children, and (n,) the log-sum-exp that was taken off, at most the true one; None where the
+            log-probabilities are exact.
         """
+        rest = self._title_head().rest(self._hidden[row]) if self._normalize == "vocab" else None
+        if self._normalize != "vocab":
+            return self.children(user, node, row), None
+        found, total = self._ask(self._title_head(), self.trie.column, user, node, row)
+        total = total if rest is None else torch.logaddexp(total, rest)
+        return Children(found.node, found.log_prob - total.unsqueeze(1)), total
+
+    def total(self, row: Tensor) -> Tensor:
+        """(n,) float32: the log-sum-exp over the vocabulary of each row."""
+        return torch.cat([logits.logsumexp(1) for logits in self._head.logits(self._hidden[row])])
+
+    def _ask(self, head: Head, column: Tensor, user: Tensor, node: Tensor, row: Tensor) -> tuple[Children, Tensor]:
+        """The children's logits, and (n,) the log-sum-exp of those that they are normalised with."""
         trie = self.trie
         first, count = trie.first[node], trie.first[node + 1] - trie.first[node]
         nth = torch.arange(int(count.max()), device=node.device)
         child = (first.unsqueeze(1) + nth).clamp(max=len(trie) - 1)
         absent = nth >= count.unsqueeze(1)
-        if self._closed is not None:
-            absent |= _among(user.unsqueeze(1) * len(trie) + child, self._closed)
-        column, parts, start = self._column[child], [], 0
-        for logits in self._scorer.logits(self._hidden[row]):
+        places, parts, totals, start = column[child], [], [], 0
+        for logits in head.logits(self._hidden[row]):
             rows = slice(start, start + len(logits))
-            mine = logits.gather(1, column[rows])  # (m, C)
-            of = mine.masked_fill(nth >= count[rows].unsqueeze(1), -torch.inf) if self._over_children else logits
-            parts.append(mine - of.logsumexp(1, keepdim=True))
+            mine = logits.gather(1, places[rows]).masked_fill_(absent[rows], -torch.inf)
+            parts.append(mine)
+            totals.append((mine if self._normalize == "children" else logits).logsumexp(1))
             start = rows.stop
+        found = torch.cat(parts)
+        if self._closed is not None:
+            found = found.masked_fill_(_among(user.unsqueeze(1) * len(trie) + child, self._closed), -torch.inf)
         self.asked += torch.bincount(user, minlength=self.users)
-        return child, torch.cat(parts).masked_fill_(absent, -torch.inf)
+        return Children(child, found), torch.cat(totals)
+
+    def _title_head(self) -> Head:
+        if self._short is None:
+            self._short = self._head.subset(self.trie.used)
+        return self._short
 
 
 def _among(values: Tensor, rising: Tensor) -> Tensor:
@@ -146,18 +185,15 @@ def _among(values: Tensor, rising: Tensor) -> Tensor:
     return rising[torch.searchsorted(rising, values).clamp(max=len(rising) - 1)] == values
 
 
-def closed_nodes(trie: Trie, users: np.ndarray, leaves: np.ndarray) -> Tensor | None:
+def closed_nodes(trie: Trie, user: Tensor, leaf: Tensor) -> Tensor | None:
     """The nodes under which a user has no leaf left, as `Reader` takes them.
 
     Args:
-        users, leaves: (C,) each pair a leaf that this user must not reach; each pair once.
+        user, leaf: (C,) int64, each pair a leaf that this user must not reach; each pair once.
     """
-    if not len(users):
-        return None
-    device = trie.token.device
-    user, node = torch.as_tensor(users, device=device), torch.as_tensor(leaves, device=device)
-    keys = []
-    for _ in range(trie.depth):  # up to the root's children; leaves lie at different depths
+    keys = [user[:0]]
+    node = leaf
+    while len(node):  # one level up at a time, until all are at the root
         keys.append(user * len(trie) + node)
         node = trie.parent[node]
         user, node = user[node > 0], node[node > 0]

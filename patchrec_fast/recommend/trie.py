@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
-from typing import Any
+from itertools import pairwise, zip_longest
 
 import numpy as np
 import torch
@@ -19,11 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..layout import Catalogue
-from ..layout.csr import counting
 from ..layout.csr import offsets as csr_offsets
 from ..layout.histories import integers
 
 _TOKEN_BITS = 32  # a node's key is its parent above its token
+_TOKEN_MASK = (1 << _TOKEN_BITS) - 1
 Array = NDArray[np.int64]
 
 
@@ -68,7 +67,7 @@ class Trie:
         lengths = np.diff(catalogue.offsets)
         tokens = np.append(catalogue.token_ids, 0)
         node = np.zeros(len(catalogue), np.int64)  # where each title has got to
-        keys = []
+        keys: list[Array] = []
         for level in range(int(lengths.max()) + 1):
             going = np.flatnonzero(lengths >= level)
             token = np.where(lengths[going] == level, end, tokens[starts[going] + level])
@@ -94,10 +93,7 @@ class Trie:
         """A copy on `device`; itself where it is there already."""
         if self.token.device == torch.device(device):
             return self
-        moved: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor) and name in _SAVED
-        }
-        return replace(self, **moved)
+        return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
 
     @cached_property
     def is_leaf(self) -> Tensor:
@@ -135,10 +131,118 @@ class Trie:
 
     def first_items(self, leaf: Tensor) -> Tensor:
         """The first item of each leaf, -1 where `leaf` is negative; any shape, int64."""
-        return torch.where(leaf < 0, -1, self.items[self.item_first[leaf.clamp(min=0)]])
+        at = self.item_first[leaf.clamp(min=0)].clamp(max=len(self.items) - 1)
+        return torch.where(leaf < 0, -1, self.items[at])
+
+    def leaf_of(self, item_ids: ArrayLike) -> Array:
+        """The leaf of each item, (n,) int64.
+
+        Raises:
+            TypeError: ids that are not integers.
+            ValueError: an item that the trie does not have.
+        """
+        wanted = integers("item_ids", item_ids)
+        order, rising = self._by_id
+        place = np.searchsorted(rising, wanted).clip(max=len(rising) - 1)
+        if not (rising[place] == wanted).all():
+            raise ValueError(
+                f"item_ids: {wanted[rising[place] != wanted][0]} is not in the trie of {len(rising)} items"
+            )
+        return self.leaves_of_items()[order[place]]
+
+    def sharing(self, item: int) -> Array:
+        """All items with the title of this one, (n,) int64, the first of the catalogue first.
+
+        Raises:
+            TypeError, ValueError: as `leaf_of`.
+        """
+        leaf = self.leaf_of([item])[0]
+        return self.items[self.item_first[leaf] : self.item_first[leaf + 1]].cpu().numpy()
+
+    @cached_property
+    def _by_id(self) -> tuple[Array, Array]:
+        """The items' places in the order of their ids, and those ids."""
+        items = self.items.cpu().numpy()
+        order = np.argsort(items)
+        return order, items[order]
+
+    def leaves_of_items(self) -> Array:
+        """(I,) int64, the leaf of each of `items`."""
+        return np.repeat(np.arange(len(self)), np.diff(self.item_first.cpu().numpy()))
+
+    def add(self, catalogue: Catalogue) -> Trie:
+        """A trie with these items too, on the CPU: the two tries' sorted levels are merged, old titles not looked at.
+
+        Raises:
+            ValueError: an item that is here already, or a title that holds the end-of-turn token.
+        """
+        known = np.isin(catalogue.item_ids, self.items.cpu().numpy())
+        if known.any():
+            raise ValueError(f"catalogue: item {catalogue.item_ids[known][0]} is in the trie already")
+        return _merged(self, Trie.from_catalogue(catalogue, self.end))
+
+    def remove(self, item_ids: ArrayLike) -> Trie:
+        """A trie without these items, and without the nodes that led to nothing else, on the CPU.
+
+        Raises:
+            TypeError: ids that are not integers.
+            ValueError: an item that is not here, or no item left.
+        """
+        self.leaf_of(item_ids)
+        stays = ~np.isin(self.items.cpu().numpy(), np.asarray(item_ids))
+        if not stays.any():
+            raise ValueError(f"item_ids: all {len(stays)} items would go, expected to keep one")
+        return _pruned(self, stays)
 
 
-_SAVED = ("first", "token", "parent", "items", "item_first")
+TENSORS = ("first", "token", "parent", "items", "item_first")
+
+
+def _level_keys(trie: Trie) -> list[Array]:
+    """Of each level below the root: a node's key is its parent's place in the level above, and its token."""
+    parent, token, levels = trie.parent.cpu().numpy(), trie.token.cpu().numpy(), trie.levels
+    bounds = zip(levels, levels[1:], levels[2:], strict=False)
+    return [(parent[b:c] - a) << _TOKEN_BITS | token[b:c] for a, b, c in bounds]
+
+
+def _merged(a: Trie, b: Trie) -> Trie:
+    none = np.empty(0, np.int64)
+    to_a, to_b = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]  # by level: a node's place in the merged level
+    keys = []
+    for key_a, key_b in zip_longest(_level_keys(a), _level_keys(b), fillvalue=none):
+        key_a, key_b = (_under(key, to[-1]) for key, to in ((key_a, to_a), (key_b, to_b)))
+        place = np.searchsorted(key_a, key_b)
+        new = key_b if not len(key_a) else key_b[key_a[place.clip(max=len(key_a) - 1)] != key_b]
+        keys.append(np.insert(key_a, np.searchsorted(key_a, new), new))
+        to_a.append(np.arange(len(key_a)) + np.searchsorted(new, key_a))
+        to_b.append(np.searchsorted(keys[-1], key_b))
+    levels = csr_offsets(np.array([1, *map(len, keys)]))
+    leaf = [
+        np.concatenate([place + base for place, base in zip(to, levels, strict=False)])[trie.leaves_of_items()]
+        for to, trie in ((to_a, a), (to_b, b))
+    ]
+    items = [trie.items.cpu().numpy() for trie in (a, b)]
+    return _assemble(a.end, keys, np.concatenate(leaf), np.concatenate(items))
+
+
+def _pruned(trie: Trie, stays: NDArray[np.bool_]) -> Trie:
+    """The trie of the items that stay, (I,) bool."""
+    parent, leaf = trie.parent.cpu().numpy(), trie.leaves_of_items()[stays]
+    alive = np.zeros(len(trie), bool)
+    alive[leaf] = True
+    for a, b in reversed(list(pairwise(trie.levels[1:]))):
+        alive[parent[a:b][alive[a:b]]] = True
+    keys, above = [], np.zeros(1, np.int64)
+    for key, (a, b) in zip(_level_keys(trie), pairwise(trie.levels[1:]), strict=True):
+        if alive[a:b].any():
+            keys.append(_under(key[alive[a:b]], above))
+        above = np.cumsum(alive[a:b]) - 1
+    return _assemble(trie.end, keys, (np.cumsum(alive) - 1)[leaf], trie.items.cpu().numpy()[stays])
+
+
+def _under(key: Array, place: Array) -> Array:
+    """Keys whose parents have moved to new places; still sorted, for the places rise."""
+    return place[key >> _TOKEN_BITS] << _TOKEN_BITS | key & _TOKEN_MASK
 
 
 def _assemble(end: int, keys: list[Array], leaf: Array, item_ids: Array) -> Trie:
@@ -147,7 +251,7 @@ def _assemble(end: int, keys: list[Array], leaf: Array, item_ids: Array) -> Trie
     key = np.concatenate([np.empty(0, np.int64), *keys])
     above = np.repeat(levels[:-2], [len(level) for level in keys])  # where the parent's level begins
     parent = np.concatenate([[0], above + (key >> _TOKEN_BITS)])
-    token = np.concatenate([[-1], key & (1 << _TOKEN_BITS) - 1])
+    token = np.concatenate([[-1], key & _TOKEN_MASK])
     nodes = len(token)
     order = np.argsort(leaf, kind="stable")
     arrays = {

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decoder of the paper's released code: k greedy searches that keep away from each other's tokens.
+
+It is diverse beam search (Vijayakumar et al. 2018, arXiv 1610.02424) with groups of one beam, as transformers had it
+before version 5: `generate(num_beams=k, num_beam_groups=k, diversity_penalty=0.8, early_stopping=True)`. In each step
+the groups choose one after another; a group's score of a token is lowered by the penalty for each earlier group that
+took the token in this step, and the lowered score is what it carries on. A group whose best token is the end is done.
+Its next best token still counts as taken in that step, as it did there.
+
+Groups that meet in different steps may finish the same title: **the k answers may hold duplicates**, as the paper's do.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .beam import Found
+from .reader import Children, Reader
+
+
+def diverse(reader: Reader, k: int, penalty: float = 0.8, length_penalty: float = 1.0) -> Found:
+    """Searches.
+
+    Args:
+        k: groups, and answers.
+        penalty: for each earlier group with the token.
+        length_penalty: groups are ordered by their lowered score over `length ** length_penalty`, the end token
+            counted; equal ones by group.
+    """
+    trie, shape = reader.trie, (reader.users, k)
+    node = torch.zeros(shape, dtype=torch.int64, device=trie.token.device)
+    row = torch.arange(reader.users, device=node.device).unsqueeze(1).repeat(1, k)
+    ahead, leaf = torch.zeros_like(node), torch.full_like(node, -1)
+    score = torch.zeros(shape, device=node.device)  # lowered
+    log_prob, final = torch.zeros_like(score), torch.full_like(score, -torch.inf)
+    running = torch.ones_like(node, dtype=torch.bool)
+    for length in range(1, trie.depth + 1):
+        user, group = running.nonzero(as_tuple=True)
+        if not len(user):
+            break
+        strip = _strips(reader.children(user, node[user, group], row[user, group]), user, group, shape)
+        best, lowered, cost = _in_turn(reader, strip, score, penalty)
+        log_prob, score = torch.where(running, log_prob + cost, log_prob), lowered
+        ends = running & trie.is_leaf[best] & (score > -torch.inf)
+        leaf, final = torch.where(ends, best, leaf), torch.where(ends, score / length**length_penalty, final)
+        running = running & ~ends & (score > -torch.inf)
+        node, row, ahead = best, row + 1, ahead - 1
+        user, group = (running & (ahead < 0)).nonzero(as_tuple=True)
+        if len(user):
+            above = row[user, group] - 1
+            row[user, group], ahead[user, group] = reader.read(user, node[user, group], above)
+    order = final.sort(dim=1, descending=True, stable=True)[1]
+    log_prob = torch.where(leaf < 0, -torch.inf, log_prob)
+    return Found(leaf.gather(1, order), final.gather(1, order), log_prob.gather(1, order))
+
+
+def _strips(found: Children, user: Tensor, group: Tensor, shape: tuple[int, int]) -> Children:
+    """The children by user and group, (B, k, C)."""
+    node = found.node.new_zeros(*shape, found.node.shape[1])
+    log_prob = found.log_prob.new_full(node.shape, -torch.inf)
+    node[user, group], log_prob[user, group] = found
+    return Children(node, log_prob)
+
+
+def _in_turn(reader: Reader, strip: Children, score: Tensor, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of all groups: the best child of each (B, k), its lowered score, and its log-probability."""
+    trie = reader.trie
+    taken = score.new_zeros(len(score), len(trie.used))  # (B, U) earlier groups with the token
+    everyone = torch.arange(len(score), device=score.device)
+    chosen: list[tuple[Tensor, Tensor, Tensor]] = []
+    for group in range(score.shape[1]):
+        node, log_prob = strip.node[:, group], strip.log_prob[:, group]  # (B, C)
+        column = trie.column[node]
+        total = score[:, group : group + 1] + log_prob - penalty * taken.gather(1, column)
+        top, at = total.topk(min(2, total.shape[1]), dim=1)
+        best, lowered = node.gather(1, at), top[:, 0]
+        ends = trie.is_leaf[best[:, 0]]
+        goes_on = torch.where(ends, at[:, -1], at[:, 0])  # what it would read next
+        counts = torch.where(ends, top[:, -1], lowered) > -torch.inf
+        counts &= ~trie.is_leaf[node[everyone, goes_on]]
+        taken[everyone, column[everyone, goes_on]] += counts
+        chosen.append((best[:, 0], lowered, log_prob[everyone, at[:, 0]]))
+    best, lowered, cost = (torch.stack(column, 1) for column in zip(*chosen, strict=True))
+    return best, lowered, cost

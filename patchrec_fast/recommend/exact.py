@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The true k best titles, by best-first search with upper bounds.
+
+A title's log-probability is at most that of any node on its path, so a node that is no better than the k-th best
+finished title need not be entered. Entries of the frontier are visited by falling bound, the best of every user at
+once. A bound comes from the tokens that titles use alone (`Reader.bounds`), a small part of the head's work; only when
+an entry comes to the front is its parent's log-sum-exp over the vocabulary computed, which gives all its siblings
+their true log-probabilities too. So most of the nodes that are read never meet the full vocabulary, and the answer is
+the same. The order of visits is that of A* (Hart, Nilsson and Raphael 1968), the bound its admissible heuristic.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .beam import Found
+from .reader import Reader
+
+
+class _Frontier(NamedTuple):
+    """F entries: nodes whose parents have been read."""
+
+    user: Tensor  # (F,) int64
+    node: Tensor
+    above: Tensor  # the parent's row
+    ahead: Tensor  # rows after the parent's that are read already
+    bound: Tensor  # (F,) float32, at least the log-probability
+    true: Tensor  # (F,) bool, and equal to it
+
+    def only(self, which: Tensor) -> _Frontier:
+        return _Frontier(*(column[which] for column in self))
+
+    def and_also(self, other: _Frontier) -> _Frontier:
+        return _Frontier(*map(torch.cat, zip(self, other, strict=True)))
+
+
+def exact(reader: Reader, k: int) -> Found:
+    """Searches; titles whose log-probabilities are equal come in any order."""
+    return _Search(reader, k).run()
+
+
+class _Search:
+    """The state of one batch."""
+
+    def __init__(self, reader: Reader, k: int) -> None:
+        self.reader, self.k = reader, k
+        self.leaf = torch.full((reader.users, k), -1, device=reader.trie.token.device)
+        self.score = torch.full(self.leaf.shape, -torch.inf, device=self.leaf.device)
+        self.taken = self.score.new_empty(0)  # (rows,) the log-sum-exp that each row's bounds are over
+
+    def run(self) -> Found:
+        root = torch.arange(self.reader.users, device=self.leaf.device)
+        zeros = torch.zeros_like(root)
+        frontier = self._children(root, zeros, root, zeros, self.score.new_zeros(len(root)))
+        width = 2 * self.k  # doubled each round: little is read in vain early, and the rounds are few
+        while len(frontier.user):
+            order, rank = _ranked(frontier.user, frontier.bound)
+            frontier, front = frontier.only(order), rank < width
+            told, vague = front & frontier.true, front & ~frontier.true
+            visited, ends = frontier.only(told), self.reader.trie.is_leaf[frontier.node[told]]
+            self._finish(visited.only(ends))
+            frontier = self._told(frontier, vague).only(~told).and_also(self._entered(visited.only(~ends)))
+            frontier = frontier.only(frontier.bound > self.score[frontier.user, -1])
+            width *= 2
+        return Found(self.leaf, self.score, self.score)
+
+    def _finish(self, ended: _Frontier) -> None:
+        """The k best of each user, with these titles."""
+        users, k = self.leaf.shape
+        user = torch.arange(users, device=self.leaf.device).repeat_interleave(k)
+        user, score = torch.cat([user, ended.user]), torch.cat([self.score.flatten(), ended.bound])
+        leaf = torch.cat([self.leaf.flatten(), ended.node])
+        order, rank = _ranked(user, score)
+        best = order[rank < k]
+        self.leaf, self.score = leaf[best].view(users, k), score[best].view(users, k)
+
+    def _told(self, frontier: _Frontier, vague: Tensor) -> _Frontier:
+        """The frontier with the true log-probabilities of these entries (F,) and of their siblings."""
+        rows = frontier.above[vague].unique()
+        if not len(rows):
+            return frontier
+        late = torch.full_like(self.taken, torch.nan)
+        late[rows] = self.taken[rows] - self.reader.total(rows)
+        late = late[frontier.above]
+        known = ~late.isnan()
+        return frontier._replace(
+            bound=torch.where(known, frontier.bound + late, frontier.bound), true=frontier.true | known
+        )
+
+    def _entered(self, entries: _Frontier) -> _Frontier:
+        """Reads the nodes that no chain has read, and gives the children of all."""
+        if not len(entries.user):
+            return entries
+        row, ahead = entries.above + 1, entries.ahead - 1
+        new = ahead < 0
+        if bool(new.any()):
+            row[new], ahead[new] = self.reader.read(entries.user[new], entries.node[new], entries.above[new])
+        return self._children(entries.user, entries.node, row, ahead, entries.bound)
+
+    def _children(self, user: Tensor, node: Tensor, row: Tensor, ahead: Tensor, score: Tensor) -> _Frontier:
+        """The entries of n nodes' children that may be among the best."""
+        found, taken = self.reader.bounds(user, node, row)
+        if taken is not None:
+            new = max(0, int(row.max()) + 1 - len(self.taken))
+            self.taken = torch.cat([self.taken, self.taken.new_full((new,), torch.nan)])
+            self.taken[row] = taken
+        bound = score.unsqueeze(1) + found.log_prob
+        nth, place = (bound > self.score[user, -1:]).nonzero(as_tuple=True)
+        true = torch.full_like(nth, taken is None, dtype=torch.bool)
+        return _Frontier(user[nth], found.node[nth, place], row[nth], ahead[nth], bound[nth, place], true)
+
+
+def _ranked(user: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+    """The order by user and falling score, and each one's rank, from 0, among its user's in that order."""
+    order = score.argsort(descending=True, stable=True)
+    order = order[user[order].argsort(stable=True)]
+    count = torch.bincount(user)
+    return order, torch.arange(len(order), device=order.device) - (count.cumsum(0) - count)[user[order]]

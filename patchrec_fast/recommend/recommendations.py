@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `Recommender.recommend` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..layout import Catalogue
+
+
+@dataclass(frozen=True, eq=False)
+class Recommendations:
+    """The answers for B users, best first.
+
+    Attributes:
+        items: (B, k) int64 item ids; -1 where there are no more. Items that share a title are one answer, and this is
+            the first of them in the catalogue; `Trie.sharing` gives the others.
+        log_probs: (B, k) float32, the log-probability of the title and its end; -inf beside -1.
+        scores: (B, k) float32, by which they are ordered: log_probs, unless lengths or repetitions are penalised.
+        scored: (B,) int64, how many trie nodes' children were given probabilities.
+        rows: prompt rows that were read, of all users.
+        seconds: wall time of all users by part: "pack", "prompt" and "decode".
+        catalogue: of the items.
+    """
+
+    items: NDArray[np.int64]
+    log_probs: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    scored: NDArray[np.int64]
+    rows: int
+    seconds: dict[str, float]
+    catalogue: Catalogue = field(repr=False)
+
+    def __len__(self) -> int:
+        """The number of users."""
+        return len(self.items)
+
+    def titles(self) -> list[list[str]]:
+        """Each user's titles, as many as exist."""
+        known = [user[user >= 0] for user in self.items]
+        return [[self.catalogue.titles[at] for at in self.catalogue.index(user)] for user in known]
