@@ -145,8 +145,8 @@ def test_the_seed_decides(sample):
     assert all(same(make(3)[number], make(3)[number]) for number in range(24))
     batches, other = make(3), make(4)
     assert not any(np.array_equal(batches.describe(i).samples, other.describe(i).samples) for i in range(24))
-    twice = [np.random.default_rng(batches.describe(number).seed).random() for number in range(24)]
-    assert len(set(twice)) == 24
+    draws = {np.random.default_rng(each.describe(i).seed).random() for each in (batches, other) for i in range(24)}
+    assert len(draws) == 48
 
 
 def test_elements_are_read_in_any_order_and_by_copies(sample):
