@@ -72,7 +72,7 @@ def open_recommender(options: argparse.Namespace) -> tuple[Recommender, Dataset]
 
 
 def device(name: str) -> torch.device:
-    """ "auto" is the GPU where there is one.
+    """A device by name; "auto" is the GPU where there is one.
 
     Raises:
         ValueError: no such device here.

@@ -49,7 +49,7 @@ class Report:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def metrics(self, confidence: float = 0.95) -> dict[str, Estimate]:
-        """ "HR@10" and so on -> the mean and its bootstrap interval over users."""
+        """The mean of each metric, such as "HR@10", with its bootstrap interval over users."""
         return estimate(self._values(), self.users, confidence=confidence)
 
     def compare(self, other: Report) -> dict[str, Comparison]:

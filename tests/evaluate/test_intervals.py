@@ -118,6 +118,11 @@ def test_rounding_does_not_hide_a_tie(rng):
     assert found.p_value == pytest.approx(0.25, abs=0.03)  # +++ and --- of 8
 
 
+def test_equal_samples_have_no_spread():
+    """However many samples a user has: a drawn mean is over the samples that were drawn."""
+    assert estimate({"m": np.full(9, 0.5)}, [0, 1, 1, 1, 1, 1, 1, 2, 2])["m"] == (0.5, 0.5, 0.5)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
