@@ -18,6 +18,7 @@ COMMANDS = {
     "info": "versions, and which backend serves which operator on which device",
     "profile": "what a user costs, by policy and by the length of the history",
     "recommend": "the next titles for one history",
+    "report": "one HTML file of what the other commands measured",
     "train": "train one stage: text, patch pre-training, item or session patches",
 }
 _USAGE = "patchrec-fast COMMAND [options]\n       patchrec-fast COMMAND --help"

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`patchrec-fast report`: one HTML file of everything that other commands measured."""
+
+import argparse
+import os
+
+from .. import report
+from ..data import sample_tokenizer
+from ..report import inputs
+from ..report.savings import Group, by_length
+from ..train.start import SAMPLE, open_data
+from .models import check_folder
+
+EXAMPLE = """  patchrec-fast report --out report.html --run runs/text runs/pft-s --evaluation runs/*/test
+  patchrec-fast report --out report.html --profile runs/profile --bench benchmarks/results/*.csv --data data/ml-1m"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", required=True, metavar="FILE.html", help="the report; it needs no other file")
+    add("--run", nargs="+", default=[], metavar="DIR", help="outputs of train: losses")
+    add("--evaluation", nargs="+", default=[], metavar="PATH", help="outputs of evaluate, folders or JSON: quality")
+    add("--profile", nargs="+", default=[], metavar="PATH", help="outputs of profile, folders or JSON: time and memory")
+    add("--bench", nargs="+", default=[], metavar="CSV", help="results of the benchmarks: ratios")
+    add("--data", metavar="DIR", help=f'a prepared dataset, or "{SAMPLE}": tokens saved')
+    add(
+        "--tokenizer",
+        metavar="DIR",
+        help="counts the tokens of --data: a folder of a tokenizer or model (default: $PATCHREC_FAST_TOKENIZER, else "
+        "a small one trained on the titles)",
+    )
+    add("--title", default="patchrec_fast report", help="default: patchrec_fast report")
+
+
+def run(options: argparse.Namespace) -> int:
+    sections = [
+        report.savings(_groups(options)),
+        report.quality(inputs.evaluations(options.evaluation)),
+        report.cost(inputs.profiles(options.profile)),
+        report.losses(inputs.runs(options.run)),
+        report.benchmarks(inputs.benchmarks(options.bench)),
+    ]
+    report.write(options.out, options.title, sections)
+    print(options.out)
+    return 0
+
+
+def _groups(options: argparse.Namespace) -> list[Group]:
+    if options.data is None:
+        return []
+    dataset = open_data(options.data)
+    folder = options.tokenizer or os.environ.get("PATCHREC_FAST_TOKENIZER")
+    if folder is None:
+        return list(by_length(dataset, sample_tokenizer(dataset.titles.values())))
+    from transformers import AutoTokenizer
+
+    check_folder(folder, "tokenizer_config.json")
+    return list(by_length(dataset, AutoTokenizer.from_pretrained(folder, local_files_only=True)))

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One HTML file that shows what was measured: savings, quality, cost, losses, benchmarks. It loads nothing.
+
+inputs     files of other commands -> plain records
+savings    rows of the prompts of a dataset's users, by length of the history
+sections   records -> sections of text, plots and tables
+plots      numbers -> SVG in the page's colours
+page       sections -> HTML
+"""
+
+from .page import Section as Section
+from .page import write as write
+from .sections import benchmarks as benchmarks
+from .sections import cost as cost
+from .sections import losses as losses
+from .sections import quality as quality
+from .sections import savings as savings

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sections -> one HTML file that needs no other: styles and plots are in it, and it asks for nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .. import _files
+from .._version import __version__
+from .plots import Plot
+
+_TEMPLATE = Path(__file__).with_name("page.html")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as they are to be read; the rows in `losing` are marked."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    losing: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what is under it; `missing` is the command that makes what was not given."""
+
+    title: str
+    text: Sequence[str] = ()
+    plots: Sequence[Plot] = ()
+    tables: Sequence[Table] = field(default=())
+    missing: str | None = None
+
+
+def render(title: str, sections: Sequence[Section]) -> str:
+    """The page. Every text is escaped; plots are SVG that `plots.plot` made."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(title=title, origin=f"patchrec_fast {__version__}", sections=sections)
+
+
+def write(path: str | os.PathLike[str], title: str, sections: Sequence[Section]) -> None:
+    """Writes the page, whole or not at all."""
+    _files.write(path, render(title, sections))
