@@ -150,6 +150,14 @@ def test_latin1_is_refused_where_utf8_is_the_rule(tmp_path):
         prepare(MovieLens(movielens(tmp_path, "csv", encoding="latin-1")), ALL)
 
 
+@pytest.mark.parametrize("line", ["1:9:2::5::30", "1::2:9:5::30", "1::2::5:9:30", "1:: ::2::5::30"])
+def test_single_colons_are_no_separators(tmp_path, line):
+    file = movielens(tmp_path, "dat") / "ratings.dat"
+    file.write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"ratings\.dat: line 1 is"):
+        prepare(MovieLens(tmp_path), ALL)
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_wrong_header(tmp_path, which):
     file = movielens(tmp_path, "csv") / NAMES["csv"][which]
