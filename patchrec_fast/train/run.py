@@ -140,7 +140,7 @@ def _prepare(folder: Path, recipe: Recipe, run: dict[str, Any], resume: bool) ->
 
 def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -> _Run:
     """The trainer, ready to start."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer, TrainingArguments, set_seed
     from transformers.trainer_callback import PrinterCallback
 
     from .checkpoints import Seal
@@ -148,6 +148,7 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
     from .guard import Guard
 
     dataset = open_data(run["data"])
+    set_seed(recipe.seed)  # rows added to the embeddings, and adapters, begin at random
     model, tokenizer = open_model(run["model"], run["tokenizer"], dataset.titles, recipe)
     settings = Settings(recipe.instruction, recipe.system or None, recipe.separators, stage.final, recipe.max_items)
     packer = settings.packer(dataset.titles, tokenizer)
@@ -214,6 +215,7 @@ def _arguments(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "warmup_steps": recipe.warmup,
         "max_grad_norm": recipe.clip,
         "weight_decay": recipe.weight_decay,
+        "use_cpu": not torch.accelerator.is_available(),  # else bf16 is refused
         "bf16": recipe.bf16,
         "torch_compile": recipe.compile,
         "dataloader_num_workers": recipe.workers,

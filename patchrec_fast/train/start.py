@@ -12,9 +12,8 @@ import numpy as np
 
 from ..data import Dataset, Samples, generate, load, sample_tokenizer
 from ..layout import Prompt
-from ..layout.csr import counting
-from ..layout.csr import offsets as csr_offsets
 from ..layout.prompt import END, SEPARATOR, START
+from .batches import _take
 from .recipes import Recipe
 from .tiny import tiny_model
 
@@ -35,10 +34,7 @@ def some(samples: Samples, limit: int | None) -> Samples:
     count = len(samples.targets)
     if limit is None or limit >= count:
         return samples
-    places = np.arange(limit) * count // limit
-    flat, offsets = samples.histories
-    lengths = offsets[places + 1] - offsets[places]
-    return Samples((flat[counting(offsets[places], lengths)], csr_offsets(lengths)), samples.targets[places])
+    return Samples(*_take(samples, np.arange(limit) * count // limit))
 
 
 def open_model(
