@@ -29,5 +29,5 @@ def trainer_arguments(batches: MicroBatches) -> dict[str, Any]:
         "label_names": ["labels"],
         "prediction_loss_only": True,  # logits of packed batches have no common shape
         "average_tokens_across_devices": True,
-        "logging_nan_inf_filter": False,  # it would hide a loss that is not finite
+        "logging_nan_inf_filter": False,  # it waits for the device each micro-batch, and hides a loss of NaN
     }

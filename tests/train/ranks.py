@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from torch import distributed as dist
 from torch.distributed.fsdp import fully_shard
-from transformers import Trainer, TrainingArguments
+from torch.distributed.tensor import DTensor
+from transformers import LlamaForCausalLM, Trainer, TrainingArguments
+from transformers.distributed import DistributedConfig
 
+import patchrec_fast as pf
 from patchrec_fast.train import Guard, MicroBatches, stage, trainer_arguments
 from tests.train.conftest import make_sample, make_tiny
 
@@ -31,13 +34,12 @@ def plan(sample, world_size):
     )
 
 
-def with_trainer(sample, world_size, folder):
+def with_trainer(sample, world_size, folder, model):
     """Weights after four steps, the losses logged, the validation loss, the number of ids of each forward."""
     batches = plan(sample, world_size)
     evaluation = MicroBatches(
         sample.val, sample.packer, stage("text"), sequences=4 // world_size, world_size=world_size, evaluation=True
     )
-    model = make_tiny(sample.prompt)
     seen = []
 
     def look(model, _, inputs):
@@ -71,11 +73,11 @@ def with_trainer(sample, world_size, folder):
         "losses": np.array(losses),
         "validation": np.array(trainer.evaluate()["eval_loss"]),
         "seen": np.array(seen),
-        **{name: weight.detach().numpy() for name, weight in model.named_parameters()},
+        **{name: whole(weight.detach()).numpy() for name, weight in model.named_parameters()},
     }
 
 
-def sharded(sample, world_size, rank):
+def gradients(sample, world_size, rank):
     """Gradients of the last step's micro-batches of this process under FSDP2, gathered, and the loss of all."""
     batches = plan(sample, world_size)
     model = make_tiny(sample.prompt)
@@ -94,17 +96,35 @@ def sharded(sample, world_size, rank):
         loss += part.detach()
     if world_size > 1:
         dist.all_reduce(loss)
-    gradients = {
-        name: weight.grad.full_tensor() if world_size > 1 else weight.grad for name, weight in model.named_parameters()
-    }
-    return {"loss": loss.numpy(), **{name: gradient.numpy() for name, gradient in gradients.items()}}
+    return {"loss": loss.numpy(), **{name: whole(weight.grad).numpy() for name, weight in model.named_parameters()}}
+
+
+def whole(tensor):
+    """A sharded tensor, gathered."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_when_loaded(sample, rank, folder):
+    """The same tiny model, sharded by transformers, or None where this release's trainer would wrap it in DDP."""
+    if not hasattr(Trainer, "_sync_replicated_trainable_parameters"):
+        return None
+    if rank == 0:
+        make_tiny(sample.prompt).save_pretrained(folder)
+    dist.barrier()
+    config = DistributedConfig(fsdp_size=2)
+    model = LlamaForCausalLM.from_pretrained(folder, distributed_config=config, dtype=torch.float32)
+    pf.attach(model)
+    return model
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     sample = make_sample()
-    trained = with_trainer(sample, 2, folder)  # starts the process group
+    ddp = with_trainer(sample, 2, folder, make_tiny(sample.prompt))  # starts the process group
     rank = dist.get_rank()
-    np.savez(folder / f"trainer-{rank}.npz", **trained)
-    np.savez(folder / f"sharded-{rank}.npz", **sharded(sample, 2, rank))
+    np.savez(folder / f"ddp-{rank}.npz", **ddp)
+    np.savez(folder / f"gradients-{rank}.npz", **gradients(sample, 2, rank))
+    model = sharded_when_loaded(sample, rank, folder / "model")
+    if model is not None:
+        np.savez(folder / f"fsdp2-{rank}.npz", **with_trainer(sample, 2, folder, model))
     dist.destroy_process_group()

@@ -261,6 +261,14 @@ def test_the_guard_names_the_batch_of_its_process(batches, tiny, tmp_path):
         guard.on_pre_optimizer_step(arguments, state, control)
 
 
+def test_without_the_guard_a_bad_loss_is_logged(batches, make_trainer, tiny):
+    trainer = make_trainer(tiny(), batches(), [At(6, spoil)])
+    trainer.remove_callback(Guard)
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert np.isnan(losses).tolist() == 6 * [False] + 2 * [True]
+
+
 def test_the_guard_refuses_a_run_of_other_steps(batches, make_trainer, tiny):
     with pytest.raises(ValueError, match=r"the trainer has 3 optimizer steps, .* planned for 8 .*steps=\.\.\."):
         make_trainer(tiny(), batches(), max_steps=3).train()
