@@ -35,7 +35,7 @@ def patched(make_model, monkeypatch):
 
 @pytest.fixture
 def batch(pack):
-    return pack(pf.SessionPatches(group=2))
+    return pack(pf.SessionPatches(group=2), users=3)
 
 
 @pytest.mark.parametrize("first", ["liger", "attach"])

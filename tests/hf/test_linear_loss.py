@@ -165,6 +165,9 @@ def test_autocast():
     assert (losses - exact(parts, labels, grad)[0]).abs().max() > 1e-4  # it did round
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2.0**-7, atol=2.0**-7 * theirs.abs().max().item())
+    cast = [part.detach().bfloat16().requires_grad_() for part in parts]
+    by_hand, gradients_by_hand = step(cast, labels, grad)
+    assert all(torch.equal(a, b) for a, b in zip((losses, *gradients), (by_hand, *gradients_by_hand), strict=True))
     (gradient,) = torch.autograd.grad(made.sum(), parts[1])
     assert gradient.dtype == torch.float32
 

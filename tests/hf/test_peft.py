@@ -39,7 +39,7 @@ def wrap(make_model):
 
 @pytest.fixture
 def batch(pack):
-    return pack(pf.SessionPatches(group=2))
+    return pack(pf.SessionPatches(group=2), users=3)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
