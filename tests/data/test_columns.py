@@ -69,6 +69,10 @@ class TestKinds:
         assert got.dataset.items.tolist() == [3, 1, 0, 2, 0]
         assert got.item_names == {0: "x", 1: "07", 2: "5", 3: "y"}
 
+    def test_leading_zeros_are_not_lost(self, tmp_path, kind):
+        got = read(write(tmp_path, kind, item=["7", "7", "07", "5", "9"]))
+        assert got.item_names == {0: "7", 1: "07", 2: "5", 3: "9"}
+
     @pytest.mark.parametrize("item", [-1, 2**31])
     def test_items_that_do_not_fit(self, tmp_path, kind, item):
         got = read(write(tmp_path, kind, item=[7, 7, item, 5, 9]))
@@ -129,6 +133,34 @@ class TestKinds:
         file.write_bytes(b"\xff\xfe\x00\x01" * 100)
         with pytest.raises(ValueError, match=f"table{kind}: "):
             read(file)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Batches of a few rows."""
+    monkeypatch.setattr(columns, "BLOCK", 60)
+    monkeypatch.setattr(columns, "_ROWS", 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+class TestSmallBatches:
+    @pytest.fixture
+    def rows(self, small):
+        ids = list(range(40))
+        titles = [f'The "{item}"\nin two, or more, lines' for item in ids]
+        return {"user": ids, "item": ids, "title": titles, "time": ids, "rating": None}
+
+    def test_lines_inside_of_values(self, tmp_path, kind, rows):
+        assert read(write(tmp_path, kind, **rows)).dataset.titles == dict(enumerate(rows["title"]))
+
+    def test_the_first_title_stays(self, tmp_path, kind, rows):
+        changes = {"item": [0] * 40, "title": [None] + [f"title {n}" for n in range(1, 40)]}
+        assert read(write(tmp_path, kind, **rows | changes)).dataset.titles == {0: "title 1"}
+
+    def test_the_row_of_an_error(self, tmp_path, kind, rows):
+        changes = {"user": [*range(30), None, *range(9)]}
+        with pytest.raises(ValueError, match=f"row {31 if kind == '.parquet' else 32} has no 'user'"):
+            read(write(tmp_path, kind, **rows | changes))
 
 
 @pytest.mark.parametrize("kind", KINDS)
