@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..hf import head as losses
+from ..hf.modules import keeps_forward, serves
+
 _CHUNK = 1 << 24  # logits at once: 64 MiB of float32
 
 
@@ -77,7 +80,7 @@ class Head:
         part._module, part._scale, part._cap, part._rest = self._module, self._scale, self._cap, None
         part.size = len(tokens)
         module = self._module
-        if type(module).forward is not nn.Linear.forward or "forward" in vars(module) or module._forward_hooks:
+        if not _is_plain(module):
             part._apply = lambda hidden: module(hidden)[..., tokens]
             return part
         weight, bias = module.weight[tokens], None if module.bias is None else module.bias[tokens]
@@ -97,6 +100,13 @@ class Head:
             return None
         mean, log_count = self._rest
         return hidden.float() @ mean + log_count
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a call is exactly a product with a weight that is whole; attached or not."""
+    if not keeps_forward(module, nn.Linear) and not serves(module, losses._head):
+        return False
+    return type(module.weight) in (Tensor, nn.Parameter) and not module._forward_hooks
 
 
 @torch.no_grad()

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a caller sees: small and awkward catalogues, seen items, errors, memory, the model left alone."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import patchrec_fast as pf
+from patchrec_fast.recommend import Trie
+from patchrec_fast.recommend import recommender as module
+from tests.recommend import decoders
+
+METHODS = ["beam", "exact", "diverse"]
+
+
+def small(sample, make_model, titles):
+    catalogue = pf.Catalogue.from_titles(titles, sample.tokenizer)
+    return pf.Recommender(make_model(), pf.Packer(catalogue, sample.prompt, pf.Text()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_item(sample, make_model, method):
+    found = small(sample, make_model, {4: "Jaws"}).recommend([[4]], k=3, method=method)
+    expected = [4, 4, 4] if method == "diverse" else [4, -1, -1]
+    assert found.items.tolist() == [expected]
+    assert found.titles() == [["Jaws"] * (found.items >= 0).sum()]
+    assert np.isneginf(found.log_probs[found.items < 0]).all()
+
+
+@pytest.mark.parametrize("method", ["beam", "exact"])
+def test_more_answers_than_titles(sample, make_model, method):
+    """All titles, among them one that begins another and one that two items share."""
+    titles = {1: "Jaws", 2: "Jaws 2", 3: "Jaws", 4: "Alien", 5: "Jaws 3-D"}
+    found = small(sample, make_model, titles).recommend([[1, 2], [4]], k=10, method=method)
+    for items, log_probs in zip(found.items, found.log_probs, strict=True):
+        assert sorted(items[:4]) == [1, 2, 4, 5]
+        assert (items[4:] == -1).all()
+        assert (np.diff(log_probs[:4]) <= 0).all()
+    assert sorted(found.titles()[0]) == ["Alien", "Jaws", "Jaws 2", "Jaws 3-D"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_seen_titles_are_left_out(recommender, histories, method):
+    found = recommender.recommend(histories, k=8, method=method, exclude_seen=True)
+    for user, history in enumerate(histories):
+        assert not set(found.items[user].tolist()) & set(history)
+        assert (found.items[user] >= 0).all()
+
+
+def test_seen_titles_are_left_out_and_no_others(recommender, histories):
+    everything = recommender.recommend(histories, k=40, method="exact")
+    unseen = recommender.recommend(histories, k=15, method="exact", exclude_seen=True)
+    for user, history in enumerate(histories):
+        expected = [item for item in everything.items[user].tolist() if item not in history][:15]
+        assert unseen.items[user].tolist() == expected
+
+
+def test_a_shared_title_goes_when_all_its_items_are_seen(sample, make_model):
+    rec = small(sample, make_model, {1: "Jaws", 2: "Jaws", 3: "Jaws 2", 4: "Alien"})
+    found = rec.recommend([[1, 1], [2, 1], [1, 2, 3, 4]], k=4, method="exact", exclude_seen=True)
+    assert [sorted(items) for items in found.items.tolist()] == [[-1, 1, 3, 4], [-1, -1, 3, 4], [-1] * 4]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_everything_seen(sample, make_model, method):
+    found = small(sample, make_model, {1: "Jaws", 2: "Jaws 2"}).recommend(
+        [[1, 2], [1]], k=2, method=method, exclude_seen=True
+    )
+    assert found.items[0].tolist() == [-1, -1]
+    assert found.items[1, 0] == 2
+
+
+@pytest.mark.parametrize("normalize", ["catalogue", "children"])
+def test_beam_under_other_shares(recommender, histories, normalize):
+    """With a beam for every title it is exact."""
+    count = len(decoders.titles(recommender.packer))
+    beam = recommender.recommend(histories, k=5, beams=count, normalize=normalize)
+    exact = recommender.recommend(histories, k=5, method="exact", normalize=normalize)
+    np.testing.assert_allclose(beam.scores, exact.scores, atol=1e-4)
+
+
+def test_histories_as_arrays_and_in_batches(recommender, histories):
+    flat = np.concatenate(histories)
+    offsets = np.cumsum([0, *map(len, histories)])
+    whole = recommender.recommend((flat, offsets), k=5)
+    parts = recommender.recommend(histories, k=5, batch_size=2)
+    np.testing.assert_array_equal(whole.items, parts.items)
+    assert whole.rows == parts.rows == int(recommender.packer.pack(histories).cu_seqlens[-1])
+    assert len(whole) == 5
+    assert whole.seconds.keys() == {"pack", "prompt", "decode"}
+    assert min(whole.seconds.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k: expected at least 1, got 0"),
+        ({"method": "greedy"}, "method must be 'beam', 'exact' or 'diverse', got 'greedy'"),
+        ({"normalize": "all"}, "normalize must be one of 'vocab', 'catalogue', 'children', got 'all'"),
+        ({"early_stopping": "always"}, "early_stopping must be False, True or 'never', got 'always'"),
+        ({"beams": 3, "k": 5}, "beams: expected at least 5, got 3"),
+        ({"beams": 30, "method": "exact"}, "beams: only method='beam' has them"),
+        ({"length_penalty": 1.0, "method": "exact"}, "length_penalty: method='exact' orders by log-probability"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+    ],
+)
+def test_option_errors(recommender, histories, options, message):
+    with pytest.raises(ValueError, match=message):
+        recommender.recommend(histories, **options)
+
+
+def test_history_errors(recommender):
+    with pytest.raises(ValueError, match="user at place 1 has no items"):
+        recommender.recommend([[1], []])
+    with pytest.raises(ValueError, match="12345 is not in the catalogue"):
+        recommender.recommend([[12345]])
+    with pytest.raises(ValueError, match="got no users"):
+        recommender.recommend([])
+
+
+def test_model_errors(make_model, packer):
+    with pytest.raises(ValueError, match=r"logits do not cover the titles' token .*resize_token_embeddings"):
+        pf.Recommender(make_model(vocab_size=100), packer)
+    with pytest.raises(TypeError, match="Linear has no output embeddings"):
+        pf.Recommender(torch.nn.Linear(1, 1), packer)
+    model = make_model()
+    plain = model.forward
+
+    def doubled(*args, **kwargs):
+        out = plain(*args, **kwargs)
+        return type(out)(logits=2 * out.logits)
+
+    model.forward = doubled
+    with pytest.raises(ValueError, match="changes its logits after the output embedding"):
+        pf.Recommender(model, packer)
+
+
+def test_trie_of_another_catalogue(make_model, sample, packer):
+    other = Trie.from_catalogue(pf.Catalogue.from_titles({1: "Jaws"}, sample.tokenizer), sample.prompt.end_of_turn)
+    with pytest.raises(ValueError, match="another catalogue or tokenizer"):
+        pf.Recommender(make_model(), packer, other)
+    own = Trie.from_catalogue(packer.catalogue, packer.prompt.end_of_turn)
+    assert pf.Recommender(make_model(), packer, own).trie is own
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_the_model_is_left_as_it_was(make_model, packer, histories, attached):
+    model = make_model().train()
+    model.model.layers[0].eval()
+    rec = pf.Recommender(model, packer)
+    handle = pf.attach(model) if attached else None
+    head = vars(model.get_output_embeddings()).get("forward")
+    state, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    implementation, hooks = model.config._attn_implementation, len(model._forward_pre_hooks)
+    rec.recommend(histories, k=3)
+    assert [module.training for module in model.modules()] == modes
+    assert (model.config._attn_implementation, len(model._forward_pre_hooks)) == (implementation, hooks)
+    assert vars(model.get_output_embeddings()).get("forward") == head
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    if handle is not None:
+        handle.detach()
+
+
+def test_attached_with_a_foreign_attention(make_model, packer, histories):
+    model = make_model()
+    rec = pf.Recommender(model, packer)
+    pf.attach(model, "sdpa")
+    with pytest.raises(ValueError, match="attached already"):
+        rec.recommend(histories)
+
+
+def test_training_goes_on_afterwards(make_model, packer, histories):
+    """Nothing that inference made is in the way of autograd."""
+    model = make_model()
+    pf.attach(model)
+    pf.Recommender(model, packer).recommend(histories, k=2)
+    model(**packer.pack(histories, targets=[1] * len(histories)).model_inputs()).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_batch_that_does_not_fit_is_halved(recommender, histories, monkeypatch):
+    expected = recommender.recommend(histories, k=4).items
+    sizes, reader = [], module.Reader
+
+    def scarce(model, head, trie, batch, *args):
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return reader(model, head, trie, batch, *args)
+
+    monkeypatch.setattr(module, "Reader", scarce)
+    with pytest.warns(UserWarning, match="users at once do not fit into memory; halving") as warned:
+        found = recommender.recommend(histories, k=4)
+    assert [str(warning.message)[0] for warning in warned] == ["5", "3"]
+    np.testing.assert_array_equal(found.items, expected)
+    assert sizes == [5, 2, 3, 1, 2]
+
+
+def test_one_user_that_does_not_fit(recommender, histories, monkeypatch):
+    def empty(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(module, "Reader", empty)
+    with pytest.raises(torch.OutOfMemoryError):
+        recommender.recommend(histories[:1])
+    assert recommender.model.config._attn_implementation == "sdpa"
