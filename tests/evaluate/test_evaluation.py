@@ -97,6 +97,15 @@ def test_another_run_is_refused(clockwork, test_split, sample, packer, tmp_path)
     assert (tmp_path / "batches.jsonl").read_bytes() == before
 
 
+def test_two_runs_in_one_folder_are_noticed(clockwork, test_split, tmp_path):
+    pf.evaluate(clockwork(), test_split, out=tmp_path)
+    journal = tmp_path / "batches.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([*lines[:2], *lines[1:]]))
+    with pytest.raises(ValueError, match="did two runs write it"):
+        pf.evaluate(clockwork(), test_split, out=tmp_path)
+
+
 def test_a_report_survives_the_disk(clockwork, test_split, tmp_path):
     report = pf.evaluate(clockwork(), test_split, out=tmp_path)
     loaded = Report.load(tmp_path / "report.json")
