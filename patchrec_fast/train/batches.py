@@ -93,26 +93,11 @@ class MicroBatches(Dataset[dict[str, Any]]):
                 than world_size * accumulation; a sample of more than `rows` rows; ids that the catalogue does not
                 have.
         """
-        if not isinstance(samples, Samples):
-            raise TypeError(f"samples: expected data.Samples, got {type(samples).__name__}")
-        if len(samples.histories[1]) != len(samples.targets) + 1:
-            raise ValueError(
-                f"samples: got {len(samples.histories[1]) - 1} histories and {len(samples.targets)} targets"
-            )
-        if (sequences is None) == (rows is None):
-            raise ValueError(f"sequences, rows: expected one of them, got {sequences!r} and {rows!r}")
-        counts = {"sequences": sequences, "rows": rows, "steps": steps}
-        counts.update(accumulation=accumulation, world_size=world_size, epochs=epochs)
-        for name, value in counts.items():
-            if value is not None:
-                check_count(name, value, minimum=1)
+        by_rows, most = _limit(sequences, rows)
+        for name, value in (("accumulation", accumulation), ("world_size", world_size), ("epochs", epochs)):
+            check_count(name, value, minimum=1)
         check_count("seed", seed, minimum=0)
-        parts = accumulation * world_size
-        if len(samples.targets) < parts:
-            raise ValueError(
-                f"samples: got {len(samples.targets)}, expected at least {parts}, one for each of the "
-                f"{accumulation} * {world_size} micro-batches of a step (accumulation * world_size)"
-            )
+        _check_samples(samples, accumulation, world_size)
         self.samples = samples
         self.packer = packer
         self.stage = stage
@@ -121,29 +106,29 @@ class MicroBatches(Dataset[dict[str, Any]]):
         self.seed = seed
         self.evaluation = evaluation
 
-        lengths = self._longest_rows()  # (S,)
-        if rows is not None and (longest := int(lengths.max())) > rows:
+        lengths = self._lengths()  # (S,)
+        if by_rows and (longest := int(lengths.max())) > most:
             raise ValueError(
-                f"rows: got {rows}, but sample {lengths.argmax()} alone has {longest}"
+                f"rows: got {most}, but sample {lengths.argmax()} alone has {longest}"
                 f"{', its twin included' if self._twin else ''}; give more, or fewer max_items to the packer"
             )
-        orders, sizes = [], []
+        parts = accumulation * world_size
+        dealt, counts = [], []  # by step
         for epoch in range(epochs):
-            order = np.arange(len(lengths)) if evaluation else self._generator(_ORDER, epoch).permutation(len(lengths))
-            if rows is not None:
-                starts = split_by_rows(lengths[order], parts, rows)
-            else:
-                starts = split_by_count(len(order), parts, sequences or 0)
+            order = self._epoch(epoch)
+            starts = split_by_rows(lengths[order], parts, most) if by_rows else split_by_count(len(order), parts, most)
             for first, last in pairwise(starts):
                 within, counted = deal(lengths[order[first:last]], parts)
-                orders.append(order[first:last][within])
-                sizes.append(counted)
-        if steps is not None and steps > len(sizes):
-            raise ValueError(f"steps: expected at most {len(sizes)}, as many as {epochs} epochs have, got {steps}")
-        self.optimizer_steps = len(sizes) if steps is None else steps
-        self.left_out = epochs * len(lengths) - sum(map(len, orders))
-        self._order = np.concatenate(orders[:steps])
-        self._starts = csr_offsets(np.concatenate(sizes[:steps]))  # (len(self) + 1,)
+                dealt.append(order[first:last][within])
+                counts.append(counted)
+        if steps is not None:
+            check_count("steps", steps, minimum=1)
+            if steps > len(dealt):
+                raise ValueError(f"steps: expected at most the {len(dealt)} of {epochs} epochs, got {steps}")
+        self.left_out = epochs * len(lengths) - sum(map(len, dealt))
+        self.optimizer_steps = len(dealt) if steps is None else steps
+        self._order = np.concatenate(dealt[:steps])
+        self._starts = csr_offsets(np.concatenate(counts[:steps]))  # (len(self) + 1,)
 
     def __len__(self) -> int:
         """Micro-batches of all processes and epochs, a multiple of world_size * accumulation."""
@@ -189,19 +174,23 @@ class MicroBatches(Dataset[dict[str, Any]]):
     def _twin(self) -> bool:
         return self.stage.twin and not self.evaluation
 
-    def _generator(self, stream: int, number: int) -> np.random.Generator:
-        return np.random.default_rng((self.seed, stream, number))
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        """(S,): the order of an epoch's samples."""
+        count = len(self.samples.targets)
+        return (
+            np.arange(count)
+            if self.evaluation
+            else np.random.default_rng((self.seed, _ORDER, epoch)).permutation(count)
+        )
 
-    def _longest_rows(self) -> NDArray[np.int64]:
-        """(S,): a bound on the rows that a sample takes, twin included; exact where nothing is random."""
-        packer = _with_policy(self.packer, self.stage.longest)
+    def _lengths(self) -> NDArray[np.int64]:
+        """(S,): the rows of each sample, twin included; a bound where patches are random."""
+        packer = _with_policy(self.packer, self.stage.final if self.evaluation else self.stage.longest)
         packer.plan = False
-        rows = []
-        for first in range(0, len(self.samples.targets), _SAMPLES_AT_ONCE):
-            last = min(first + _SAMPLES_AT_ONCE, len(self.samples.targets))
-            part = _take(self.samples, np.arange(first, last))
-            rows.append(np.diff(packer.pack(*part).cu_seqlens.numpy()).astype(np.int64))
-        return np.concatenate(rows) * (2 if self._twin else 1)
+        count = len(self.samples.targets)
+        parts = (np.arange(first, min(first + _SAMPLES_AT_ONCE, count)) for first in range(0, count, _SAMPLES_AT_ONCE))
+        ends = [packer.pack(*_take(self.samples, part)).cu_seqlens.numpy() for part in parts]
+        return np.concatenate([np.diff(end) for end in ends]).astype(np.int64) * (2 if self._twin else 1)
 
 
 class _Twin:
@@ -214,6 +203,30 @@ class _Twin:
         first, second = np.split(lengths, 2)
         one, other = self.policy.assign(first, rng), Text().assign(second, rng)
         return Assignment(np.concatenate([one.grain, other.grain]), np.concatenate([one.session, other.session]))
+
+
+def _limit(sequences: int | None, rows: int | None) -> tuple[bool, int]:
+    """Whether rows are limited, and how many rows or sequences there may be."""
+    if rows is None and sequences is not None:
+        check_count("sequences", sequences, minimum=1)
+        return False, sequences
+    if sequences is None and rows is not None:
+        check_count("rows", rows, minimum=1)
+        return True, rows
+    raise ValueError(f"sequences, rows: expected one of them, got {sequences!r} and {rows!r}")
+
+
+def _check_samples(samples: Samples, accumulation: int, world_size: int) -> None:
+    if not isinstance(samples, Samples):
+        raise TypeError(f"samples: expected data.Samples, got {type(samples).__name__}")
+    histories, count = len(samples.histories[1]) - 1, len(samples.targets)
+    if histories != count:
+        raise ValueError(f"samples: got {histories} histories and {count} targets")
+    if count < accumulation * world_size:
+        raise ValueError(
+            f"samples: got {count}, expected at least {accumulation * world_size}, one for each of the "
+            f"{accumulation} * {world_size} micro-batches of a step (accumulation * world_size)"
+        )
 
 
 def _with_policy(packer: Packer, policy: Policy) -> Packer:

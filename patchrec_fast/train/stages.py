@@ -17,8 +17,8 @@ class Stage:
 
     Attributes:
         name: one of `STAGES`, or the caller's own.
-        final: the policy that the trained model is used with: validation, and `patchrec.json`. Also the policy of
-            every step, unless `draw` is given.
+        final: the policy, a deterministic one, that the trained model is used with: validation, and `patchrec.json`.
+            Also the policy of every step, unless `draw` is given.
         draw: makes a random policy of a probability, for stages whose steps are not packed as `final`.
         p: that probability; None lets it rise with the progress of training.
         twin: each sequence comes a second time as text, so that the loss is the mean of both.

@@ -209,8 +209,9 @@ def test_a_single_sample(sample):
         ({"sequences": 2, "accumulation": 0}, ValueError, "accumulation"),
         ({"sequences": 2, "world_size": True}, TypeError, "world_size"),
         ({"sequences": 2, "epochs": -1}, ValueError, "epochs"),
+        ({"sequences": 2, "steps": 0}, ValueError, "steps: expected at least 1"),
         ({"sequences": 2, "seed": -1}, ValueError, "seed"),
-        ({"sequences": 2, "steps": 61}, ValueError, "steps: expected at most 60, as many as 1 epochs have, got 61"),
+        ({"sequences": 2, "steps": 61}, ValueError, "steps: expected at most the 60 of 1 epochs, got 61"),
         ({"sequences": 2, "accumulation": 11, "world_size": 11}, ValueError, "samples: got 120, expected at least 121"),
     ],
 )
