@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samples in a given order -> optimizer steps -> micro-batches.
 
-A step is a run of the order. Inside a step the samples are dealt to its micro-batches longest first, there and back
-again (0, 1, 2, 2, 1, 0, 0, ...), which evens out their rows. So dealing changes which process reads a sample, never
-which step learns from it, and with a gradient that is normalised over the step neither the step's.
+A step is a run of the order.
+
+Inside a step the samples are dealt to its micro-batches longest first, there and back again (0, 1, 2, 2, 1, 0, 0,
+...), which evens out their rows. It changes which process reads a sample, never which step learns from it.
 
 Nothing is dropped, padded or repeated, except where the samples cannot be dealt at all (`split_by_count`,
 `split_by_rows`).
