@@ -39,6 +39,7 @@ def test_the_real_test_splits(data_dir, name):
         ([[1, 2], [1, 2, 4]], [3, 4], [0, 1]),  # another target
         ([[1, 2], [9, 2, 3]], [3, 4], [0, 1]),  # another past
         ([[1, 2], [0, 1, 2, 3]], [3, 4], [0, 1]),  # longer by two
+        ([[0], [1, 2], [0, 1, 2, 3]], [9, 3, 4], [0, 1, 2]),  # the same, where the sample before holds what is more
         ([[1, 2], [3]], [3, 4], [0, 0]),
         ([[5], [5], [5, 6]], [6, 6, 7], [0, 1, 1]),
     ],
