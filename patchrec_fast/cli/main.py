@@ -11,9 +11,12 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
+from .completion import SHELLS, script
 
 COMMANDS = {
+    "bench": "run the benchmarks of a checkout of the repository",
     "data": "download, prepare, look at and make up datasets",
+    "demo": "the whole story on this machine: data, training, evaluation, cost, report",
     "evaluate": "HR@K and NDCG@K of a trained model, with intervals, time and memory",
     "info": "versions, and which backend serves which operator on which device",
     "profile": "what a user costs, by policy and by the length of the history",
@@ -41,6 +44,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name is None:
         _front(given)
         return 0
+    options = parser_of(name).parse_args(given[1:])
+    try:
+        return options.command(options)
+    except _EXPECTED as error:
+        if options.debug:
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            print("patchrec-fast: interrupted", file=sys.stderr)
+            return 130
+        print(f"patchrec-fast {name}: error: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The parser of one of `COMMANDS`; what it parses has `command`, which runs it."""
     module = importlib.import_module(f".{name}", __package__)
     parser = argparse.ArgumentParser(
         f"patchrec-fast {name}",
@@ -50,17 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    options = parser.parse_args(given[1:])
-    try:
-        return module.run(options)
-    except _EXPECTED as error:
-        if options.debug:
-            raise
-        if isinstance(error, KeyboardInterrupt):
-            print("patchrec-fast: interrupted", file=sys.stderr)
-            return 130
-        print(f"patchrec-fast {name}: error: {_one_line(error)}", file=sys.stderr)
-        return 1
+    parser.set_defaults(command=module.run)
+    return parser
 
 
 def _front(given: list[str]) -> None:
@@ -75,10 +84,17 @@ def _front(given: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"patchrec-fast {__version__}")
-    parser.parse_args(given[:1] if given and given[0].startswith("-") else [])
-    if given:
+    parser.add_argument("--print-completion", choices=SHELLS, metavar="SHELL", help=f"for {' or '.join(SHELLS)}")
+    shell = parser.parse_args(given if given and given[0].startswith("-") else []).print_completion
+    if shell:
+        try:
+            print(script(shell, map(parser_of, COMMANDS)))
+        except ImportError as error:
+            parser.exit(1, f"patchrec-fast: error: {error}\n")
+    elif given:
         parser.error(f"unknown command {given[0]!r}, expected one of {', '.join(COMMANDS)}")
-    parser.print_help()
+    else:
+        parser.print_help()
 
 
 def _one_line(error: BaseException) -> str:

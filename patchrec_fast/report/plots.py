@@ -15,12 +15,12 @@ COLOURS = 6
 """Lines of more series than this begin again with the first colour, dashed."""
 _INK = "#0000c9"
 _SERIES = tuple(f"#0000c{number}" for number in range(COLOURS))
-_SIZE = (4.4, 3.0)  # inches at 72 units: 317 wide, so that 9 units of text are 9 pixels or more on a phone
+_SIZE = (4.4, 3.0)  # inches at 72 units: 317 wide, so that 10 units of text are 10 pixels or more on a phone
 _STYLE = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "patchrec_fast",  # the same numbers give the same file
     "text.parse_math": False,
-    "font.size": 9,
+    "font.size": 10,
     "text.color": _INK,
     "axes.labelcolor": _INK,
     "axes.edgecolor": _INK,
@@ -111,14 +111,19 @@ def _draw(axes: Any, series: Series, colour: str, style: str) -> None:
 def _axes(axes: Any, x: str, y: str, log_x: bool, log_y: bool) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
+    from matplotlib.ticker import LogLocator
+
     if log_x:
         axes.set_xscale("log")
     if log_y:
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
-    for axis in (axes.xaxis, axes.yaxis):
+    for axis, logarithmic in ((axes.xaxis, log_x), (axes.yaxis, log_y)):
+        if logarithmic:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+        axis.set_minor_formatter(lambda *_: "")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.2, linewidth=0.6)
 

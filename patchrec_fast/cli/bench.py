@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`patchrec-fast bench`: the benchmarks of a checkout of the repository."""
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import patchrec_fast
+
+EXAMPLE = """  patchrec-fast bench --quick
+  patchrec-fast bench --data path/to/data --tokenizer path/to/tokenizer --record
+  patchrec-fast bench compress --shapes A16,A --threads 1"""
+_MARK = Path("benchmarks", "conftest.py")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="only these, such as compress, packing, train (default: all)")
+    add("--quick", action="store_true", help="a few rounds of one narrow shape: that they still run")
+    add("--record", action="store_true", help="append the results to benchmarks/results/*.csv")
+    add("--threads", type=int, metavar="N", help="default: as many as torch takes by itself")
+    add("--shapes", metavar="A,B", help="of benchmarks/shapes.py (default: all)")
+    add("--data", metavar="DIR", help="folder with ml-1m and goodreads (default: $PATCHREC_FAST_DATA, else a sample)")
+    add("--tokenizer", metavar="DIR", help="Llama-3's (default: $PATCHREC_FAST_TOKENIZER, else the sample's)")
+
+
+def run(options: argparse.Namespace) -> int:
+    root = checkout()
+    if root is None:
+        raise FileNotFoundError(
+            "the benchmarks are not part of an installed package: clone the repository and run this inside it"
+        )
+    if importlib.util.find_spec("pytest_benchmark") is None:
+        raise ImportError("the benchmarks need pytest-benchmark: pip install patchrec_fast[test]")
+    files = [Path("benchmarks", f"bench_{name}.py") for name in options.names]
+    for name, file in zip(options.names, files, strict=True):
+        if not (root / file).is_file():
+            known = sorted(path.stem.removeprefix("bench_") for path in root.glob("benchmarks/bench_*.py"))
+            raise ValueError(f"NAME: expected one of {', '.join(known)}, got {name!r}")
+    flags = [f"--{name}" for name in ("quick", "record") if getattr(options, name)]
+    for name in ("threads", "shapes", "data", "tokenizer"):
+        if (value := getattr(options, name)) is not None:
+            flags.append(f"--{name}={os.path.abspath(value) if name in ('data', 'tokenizer') else value}")
+    command = [sys.executable, "-m", "pytest", "--benchmark", *flags, *map(str, files)]
+    return subprocess.run(command, cwd=root).returncode
+
+
+def checkout() -> Path | None:
+    """The repository that this package is imported from, else the working directory where that is one."""
+    folders = (Path(patchrec_fast.__file__).parents[1], Path.cwd())
+    return next((folder for folder in folders if (folder / _MARK).is_file()), None)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`patchrec-fast demo`: the other commands one after another, on MovieLens or on a generated dataset."""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..data.download import download
+from ..train.start import SAMPLE, open_data
+from .bench import checkout
+
+EXAMPLE = """  patchrec-fast demo
+  patchrec-fast demo --data path/to/data/ml-1m --steps 400 --out report"""
+_DOWNLOADED = "ml-1m"
+_BATCH = 64  # of the tiny recipe
+_LONG, _LENGTHS = 200, (50, 100, 200, 400)  # items; every dataset has such users
+_PROGRAM = "patchrec-fast"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--data",
+        metavar="DIR",
+        help=f'a prepared dataset, or "{SAMPLE}" (default: ml-1m or ml-100k in $PATCHREC_FAST_DATA, else {_DOWNLOADED} '
+        "is downloaded, else the generated one)",
+    )
+    add("--out", default="report", metavar="DIR", help="new or empty; gets runs and report.html (default: report)")
+    add("--steps", type=int, default=120, metavar="N", help="optimizer steps of each stage (default: 120)")
+    add("--samples", type=int, default=300, metavar="N", help="of the test split (default: 300)")
+
+
+def run(options: argparse.Namespace) -> int:
+    out = Path(options.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out: {out} is not empty, expected a new or empty folder")
+    begun = time.perf_counter()
+    data = options.data or _found() or _downloaded(out) or SAMPLE
+    dataset = open_data(data)
+    print(f"data: {data}: {dataset!r}")
+    longest = int(np.diff(dataset.offsets).max())
+    for title, command in stages(data, longest, out.resolve(), options.steps, options.samples):
+        print(f"\n== {title}\n$ {shlex.join(command)}", flush=True)
+        since = time.perf_counter()
+        if status := _perform(command):
+            return status
+        print(f"-- {time.perf_counter() - since:.0f} s")
+    print(f"\n{time.perf_counter() - begun:.0f} s in all. Open {out.resolve() / 'report.html'}")
+    return 0
+
+
+def stages(data: str, longest: int, out: Path, steps: int, samples: int) -> Iterator[tuple[str, list[str]]]:
+    """Titles and commands, in order.
+
+    Args:
+        data: as the commands take it.
+        longest: items of its longest history.
+        out: gets everything.
+        steps: optimizer steps of each training stage.
+        samples: how many are evaluated.
+    """
+    runs = {name: str(out / name) for name in ("text", "pretrain", "pft-s")}
+    tests = {name: str(out / f"{name}-test") for name in ("text", "pft-s")}
+    profile = str(out / "profile")
+    tiny = ["--model", "tiny", "--tokenizer", os.environ.get("PATCHREC_FAST_TOKENIZER", SAMPLE)]
+    flags = ["--data", data, "--recipe", "tiny", "--steps", str(steps), "--limit-train", str(steps * _BATCH)]
+    for stage, start in (("text", tiny), ("pretrain", tiny), ("pft-s", ["--model", runs["pretrain"]])):
+        yield f"Train: {stage}", [_PROGRAM, "train", "--stage", stage, *start, *flags, "--out", runs[stage]]
+    for name, test in tests.items():
+        flags = ["--model", runs[name], "--data", data, "--limit", str(samples), "--baselines", "--out", test]
+        yield f"Evaluate: {name}", [_PROGRAM, "evaluate", *flags]
+    lengths = [str(length) for length in _LENGTHS if length <= longest] or [str(longest)]
+    flags = ["--model", runs["pft-s"], "--data", data, "--more-than", str(min(_LONG, longest - 1)), "--users", "2"]
+    yield "What long users cost", [_PROGRAM, "profile", *flags, "--lengths", *lengths, "--out", profile]
+    seen = ["--run", *runs.values(), "--evaluation", *tests.values(), "--profile", profile, "--data", data]
+    root = checkout()
+    if root is not None:
+        yield "compress against its peers", [sys.executable, "-m", "benchmarks.demo", "--out", str(out)]
+        seen += ["--bench", *map(str, sorted(root.glob("benchmarks/results/*.csv")))]
+    yield "Report", [_PROGRAM, "report", "--out", str(out / "report.html"), *seen]
+
+
+def _perform(command: list[str]) -> int:
+    """One of our commands in this process, any other in its own."""
+    if command[0] == _PROGRAM:
+        from .main import main
+
+        return main(command[1:])
+    return subprocess.run(command, cwd=checkout()).returncode
+
+
+def _found() -> str | None:
+    """A prepared dataset of $PATCHREC_FAST_DATA."""
+    root = os.environ.get("PATCHREC_FAST_DATA")
+    folders = [Path(root, name) for name in ("ml-1m", "ml-100k")] if root else []
+    return next((str(folder) for folder in folders if folder.is_dir()), None)
+
+
+def _downloaded(out: Path) -> str | None:
+    """MovieLens-1M, prepared; None where it cannot be had."""
+    try:
+        raw = download(_DOWNLOADED, out / "raw", attempts=1)
+    except OSError as error:
+        print(f"no download ({error}); the dataset is a generated one")
+        return None
+    prepared = str(out / "data")
+    command = [_PROGRAM, "data", "prepare", _DOWNLOADED, "--raw", str(raw), "--out", prepared]
+    return prepared if _perform(command) == 0 else None
