@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`patchrec-fast train`: what the flags become, what is printed, and two processes under torchrun."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from patchrec_fast import data
+from patchrec_fast.cli import main as cli
+from patchrec_fast.cli import train as command
+from patchrec_fast.train.recipes import TYPES, Recipe, load
+
+NEEDED = ["train", "--model", "tiny", "--data", "sample", "--stage", "text", "--out", "nowhere"]
+SMALL = ["--max-items=4", "--batch=4", "--limit-train=24", "--limit-val=4", "--steps=3", "--eval-steps=3"]
+SMALL += ["--hidden=16", "--layers=1", "--heads=2"]
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What `train` is called with, in place of training."""
+    calls = []
+
+    def record(recipe, stage, **rest):
+        calls.append((recipe, stage, rest))
+        return {"out": "nowhere", "stage": stage, "steps": 1, "first_val_loss": 2.0, "val_loss": 1.0,
+                "tokens_per_second": 1234.5}  # fmt: skip
+
+    monkeypatch.setattr(command, "train", record)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    dataset = data.generate(users=30, items=100)
+    data.save(dataset, folder / "data")
+    data.sample_tokenizer(dataset.titles.values()).save_pretrained(folder / "tokenizer")
+    return [f"--data={folder / 'data'}", f"--tokenizer={folder / 'tokenizer'}", "--model=tiny"]
+
+
+def test_every_key_of_a_recipe_is_a_flag(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')}" in shown for name in TYPES)
+
+
+def test_flags_win_over_the_recipe_and_it_over_the_defaults(called, tmp_path):
+    (tmp_path / "mine.toml").write_text("epochs = 2\nseed = 5\nlora = true\n[stage.text]\nkeep = 3\n")
+    assert cli.main([*NEEDED, "--recipe", str(tmp_path / "mine.toml"), "--seed", "6", "--no-lora", "--bf16"]) == 0
+    [(recipe, stage, rest)] = called
+    assert recipe == Recipe().override({"epochs": 2, "keep": 3, "seed": 6, "bf16": True})
+    assert (stage, rest["resume"], rest["tokenizer"]) == ("text", False, "sample")
+
+
+def test_rows_take_the_place_of_the_recipes_batch(called):
+    assert cli.main([*NEEDED, "--recipe", "ml-1m", "--rows", "4096"]) == 0
+    assert (called[0][0].rows, called[0][0].batch) == (4096, None)
+
+
+def test_recipe_and_tokenizer_that_are_not_given(called, monkeypatch):
+    monkeypatch.setenv("PATCHREC_FAST_TOKENIZER", "there")
+    cli.main(NEEDED)
+    cli.main(["train", "--model=tiny", "--data=folder", "--stage=text", "--out=x"])
+    cli.main(["train", "--model=folder", "--data=folder", "--stage=text", "--out=x", "--resume"])
+    recipes, _, rest = zip(*called, strict=True)
+    assert recipes == (load("tiny", "text"), load("tiny", "text"), Recipe())
+    assert [one["tokenizer"] for one in rest] == ["sample", "there", None]
+    assert [one["resume"] for one in rest] == [False, False, True]
+
+
+def test_one_line_for_people_or_for_programs(called, capsys):
+    cli.main(NEEDED)
+    assert capsys.readouterr().out == "nowhere: text, 1 steps, validation loss 2.000 -> 1.000, 1,234 tokens/s\n"
+    cli.main([*NEEDED, "--json"])
+    [line] = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["val_loss"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--batch", "0"], "batch: expected at least 1, got 0"),
+        (["--batch", "1", "--rows", "1"], "batch, rows: expected one of them"),
+        (["--recipe", "ml1m"], "no file ml1m, expected a TOML file or one of"),
+        (["--data", "no-such-folder"], "no-such-folder"),
+        (["--model", "./no-such-folder"], "model: no folder no-such-folder"),
+        (["--instruction", "no place"], "[HISTORY_SEQUENCE] exactly once"),
+        (["--schedule", "cosinus"], "cosinus"),
+    ],
+)
+def test_errors_are_one_line(flags, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*NEEDED, *flags]) == 1
+    shown = capsys.readouterr().err.splitlines()[-1]
+    assert shown.startswith("patchrec-fast train: error: ")
+    assert words in shown
+
+
+def test_a_loss_that_is_not_finite_is_one_line(small, tmp_path, capsys):
+    flags = ["--learning-rate=1e30", "--schedule=constant", "--clip=0", f"--out={tmp_path / 'out'}", "--stage=text"]
+    assert cli.main(["train", *small, *SMALL, *flags]) == 1
+    assert "is not finite; its tensors are in" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_nothing_but_the_result_where_there_is_no_terminal(small, tmp_path, capfd):
+    assert cli.main(["train", *small, *SMALL, "--stage=pft-s", f"--out={tmp_path / 'out'}", "--json"]) == 0
+    shown = capfd.readouterr()
+    assert json.loads(shown.out)["steps"] == 3
+    assert "%|" not in shown.err
+
+
+def test_two_processes_train_as_one_that_accumulates(small, tmp_path):
+    from safetensors.torch import load_file
+
+    flags = ["train", *small, *SMALL, "--stage=pretrain", "--learning-rate=1e-3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launch += ["-m", "patchrec_fast.cli", *flags, f"--out={tmp_path / 'two'}", "--json"]
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.splitlines()
+    assert cli.main([*flags, f"--out={tmp_path / 'one'}", "--accumulation=2"]) == 0
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=2e-5)  # a fiftieth of a step
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two")]
+    assert results[0]["tokens"] == results[1]["tokens"] == json.loads(line)["tokens"]
+    assert results[0]["train_loss"] == pytest.approx(results[1]["train_loss"], rel=1e-5)
+    assert (tmp_path / "two" / "checkpoint-3" / "rng_state_1.pth").is_file()
