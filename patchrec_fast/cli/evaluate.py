@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from .. import _files
 from ..data import Dataset, Samples
 from ..evaluate import Report, baseline_ranks, evaluate
 from ..evaluate.report import comparison_table, table
+from ..evaluate.run import REPORT, TABLE
 from ..evaluate.samples import checked, users_of
 from ..train.start import some
 from .models import add_model_arguments, open_recommender
@@ -57,14 +59,13 @@ def run(options: argparse.Namespace) -> int:
     )
     baselines = _baselines(report, dataset, samples) if options.baselines else []
     compared = {other.name: report.compare(other) for other in [*others, *baselines]}
-    if options.json:
-        print(json.dumps(_plain({"report": report, "baselines": baselines, "compared": compared})))
-        return 0
-    print(report)
-    if baselines:
-        print(f"\n{table(baselines)}")
-    if compared:
-        print(f"\n{comparison_table(compared)}")
+    content = json.dumps(_plain({"report": report, "baselines": baselines, "compared": compared}), ensure_ascii=False)
+    tables = ([table(baselines)] if baselines else []) + ([comparison_table(compared)] if compared else [])
+    text = "\n\n".join([str(report), *tables])
+    if options.out is not None:  # in place of what the library wrote: that and the rest
+        _files.write(Path(options.out) / REPORT, content + "\n")
+        _files.write(Path(options.out) / TABLE, text + "\n")
+    print(content if options.json else text)
     return 0
 
 

@@ -88,14 +88,15 @@ class Report:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Report:
-        """Reads what `save` wrote.
+        """Reads what `save` wrote, or what `patchrec-fast evaluate` did: there the report is one entry of several.
 
         Raises:
             OSError: no such file.
             ValueError: it is not a report.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls.from_dict(content.get("report", content))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}: not a report of patchrec-fast evaluate ({error!r})") from error
 

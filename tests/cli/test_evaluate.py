@@ -76,7 +76,8 @@ def test_a_limit_keeps_whose_samples_they_are(run, folders):
 def test_baselines_and_comparison(run, folders, tmp_path):
     run("--out", tmp_path, "--limit", 12)
     flags = ("--limit", 12, "--baselines", "--compare", tmp_path / "report.json")
-    _, shown, _ = run(*flags, "--json")
+    _, shown, _ = run(*flags, "--json", "--out", tmp_path / "second")
+    assert (tmp_path / "second" / "report.json").read_text() == shown
     found = json.loads(shown)
     popular = {report["name"]: report for report in found["baselines"]}["popularity, unseen"]
     ranks = baseline_ranks(folders.dataset, folders.dataset.split("test", None))["popularity, unseen"]
@@ -88,6 +89,7 @@ def test_baselines_and_comparison(run, folders, tmp_path):
     _, table, _ = run(*flags)
     for text in ("HR@20", "popularity, unseen", "against random", "rows a prompt", "decode"):
         assert text in table
+        assert text in (tmp_path / "second" / "report.txt").read_text()
 
 
 @pytest.mark.parametrize("method", ["exact", "diverse"])

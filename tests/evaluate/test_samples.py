@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from patchrec_fast import data
-from patchrec_fast.evaluate.samples import checked, users_of
+from patchrec_fast.evaluate.samples import checked, identity, users_of
 
 
 def true_users(dataset, split):
@@ -46,3 +46,15 @@ def test_the_real_test_splits(data_dir, name):
 )
 def test_by_hand(histories, targets, users):
     assert users_of(*checked(histories, targets)).tolist() == users
+
+
+def test_identity_is_of_targets_and_newest_items():
+    def of(histories, targets):
+        return identity(*checked(histories, targets))
+
+    first = of([[1, 2], [3, 4]], [5, 6])
+    assert of([[2], [9, 9, 4]], [5, 6]) == first
+    assert of([[1, 2], [3, 4]], [5, 7]) != first
+    assert of([[1, 2], [3, 3]], [5, 6]) != first
+    assert of([[3, 4], [1, 2]], [6, 5]) != first
+    assert of([[1, 2]], [5]) != first
