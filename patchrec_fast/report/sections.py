@@ -62,8 +62,12 @@ def quality(reports: Sequence[Report]) -> Section:
         common = set.intersection(*(set(report.ks) for report in alike))
         if common and any(ratios):
             plots.append(_quality_plot(alike, ratios, f"HR@{max(common)}", samples))
-        else:
-            text.append(f"No plot of the {samples}: it needs an evaluation of text prompts with the same K.")
+        left_out = [report.name for report, ratio in zip(alike, ratios, strict=True) if report.rows and not ratio]
+        if left_out or not common:
+            names = "; ".join(left_out) or "anything"
+            text.append(
+                f"Not drawn: {names}. It takes an evaluation of text prompts of as many items, with the same K."
+            )
     return Section(title, text, plots, tables)
 
 

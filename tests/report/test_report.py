@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`patchrec-fast report`: what the page says, that it is whole and asks for nothing, and that text stays text."""
+
+import csv
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from patchrec_fast import Packer, SessionPatches, Text, data
+from patchrec_fast.cli.main import main
+from patchrec_fast.evaluate import Report
+from patchrec_fast.evaluate.profile import Profile
+from patchrec_fast.layout import Catalogue, Prompt
+from patchrec_fast.report import page, savings
+from patchrec_fast.report.plots import Series, plot
+from patchrec_fast.report.savings import by_length
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("tokenizers")
+
+EVIL = "<script>alert(1)</script>\"&' $x^{"
+VOID = {"meta", "link", "br", "img", "path", "use", "rect"}
+
+
+class Page(HTMLParser):
+    """Text, tags and attributes; fails where tags are not closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.seen, self.words = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.seen.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        self.words.append(text)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def count(self, name):
+        return sum(tag == name for tag, _ in self.seen)
+
+
+def report(name, rows, policy="Text()", ranks=(0, 15, -1, 3), **changes):
+    settings = {"policy": policy, "max_items": 100}
+    made = Report(name, (10, 20), list(ranks), [0, 0, 1, 2], "same", 0, 0, rows, {"decode": 0.25}, 2**21, "x", settings)
+    return dataclasses.replace(made, **changes)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """One of each input, as the other commands write them."""
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = [["step", "split", "loss", "tokens", "seconds"], [1, "train", 3.5, 1000, 1], [1, "val", 3.25, 1000, 1]]
+    with (run / "curves.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    for name, made in (("text", report("t", 500.0)), ("pft", report(EVIL, 125.0, "SessionPatches(group=5)"))):
+        (tmp_path / name).mkdir()
+        made.save(tmp_path / name / "report.json")
+    entries = [Profile(EVIL, 3, items, 2.0 * items, 1.0, 2.0, 3.0, 77.0, "resident")._asdict() for items in (5.0, 9.0)]
+    (tmp_path / "profile.json").write_text(json.dumps({"compared": entries[:1], "growth": entries, "k": 20}))
+    with (tmp_path / "compress.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [
+                ["time", "cpu", "torch", "commit", "shape", "mode", "contestant", "median_ms", "ratio"],
+                ["1", "C", "2", "c", "A", "forward", "patchrec_fast", "9.0", "0.5"],
+                ["1", "C", "2", "c", "A", "dense", "patchrec_fast", "7.0", "3.0"],
+                ["1", "C", "2", "c", "A", "dense", "embedding_bag", "21.0", "1.0"],
+                ["2", "C", "2", "c", "A", "forward", "patchrec_fast", "8.0", "0.75"],
+            ]
+        )
+    with (tmp_path / "train.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [
+                ["cpu", "torch", "commit", "stage", "contestant", "median_ms", "ours_faster"],
+                ["C", "2", "c", "text", "patchrec_fast", "1.0", "1.0"],
+                ["C", "2", "c", "text", "stock", "4.0", "4.0"],
+                ["C", "2", "c", "text", "part: packing", "0.1", "0.1"],
+            ]
+        )
+    return tmp_path
+
+
+@pytest.fixture
+def made(folder):
+    """made(*flags): the page."""
+
+    def call(*flags):
+        assert main(["report", "--out", str(folder / "report.html"), *map(str, flags)]) == 0
+        text = (folder / "report.html").read_text()
+        return text, Page(text)
+
+    return call
+
+
+def everything(folder):
+    evaluations = ["--evaluation", folder / "text", folder / "pft" / "report.json"]
+    bench = ["--bench", folder / "compress.csv", folder / "train.csv"]
+    return ["--run", folder / "run", *evaluations, "--profile", folder, *bench, "--title", EVIL]
+
+
+def test_nothing_given(made):
+    _, found = made()
+    assert found.count("section") == 5
+    assert found.text.count("Nothing was given") == 5
+    assert found.count("svg") == found.count("table") == 0
+    for command in ("report --data", "evaluate", "profile", "train", "bench --record"):
+        assert f"patchrec-fast {command}" in found.text
+
+
+def test_everything_given(made, folder):
+    text, found = made(*everything(folder))
+    assert found.text.count("Nothing was given") == 1  # no --data
+    assert found.count("table") == 5
+    assert found.count("svg") == 1 + 2 + 2 + 2  # quality, cost, losses, benchmarks
+    assert "4.00" in found.text  # 500 / 125 rows
+    assert "0.7500 [" in found.text  # HR@20 of three hits in four
+    assert "not finished" in found.text
+    assert "6.00" in found.text  # 1 + 2 + 3 ms a user
+    assert len(text) < 300_000
+
+
+def test_what_is_lost_is_marked_and_the_last_record_counts(made, folder):
+    text, found = made("--bench", folder / "compress.csv", folder / "train.csv")
+    assert "compress: 2 cells, 1 of them lost" in found.text
+    assert "train: 1 cells, 0 of them lost" in found.text
+    assert "0.75x lost" in found.text
+    assert "0.50x" not in found.text
+    losing = re.findall(r'<tr class="loss">(.*?)</tr>', text)
+    assert len(losing) == 1
+    assert "0.75x" in losing[0]
+
+
+def test_it_asks_for_nothing(made, folder):
+    text, found = made(*everything(folder))
+    for tag, attributes in found.seen:
+        assert tag not in ("script", "img", "iframe", "object", "embed", "base")
+        for name in ("src", "href", "xlink:href", "action", "data"):
+            assert attributes.get(name, "#").startswith(("#", "data:,")), (tag, attributes)
+    assert "http" not in text
+    assert "@import" not in text
+    assert re.findall(r"url\((?!#)", text) == []
+
+
+def test_text_from_outside_stays_text(made, folder):
+    text, found = made(*everything(folder))
+    assert "<script" not in text
+    assert found.text.count("<script>alert(1)</script>\"&' $x^{") >= 5
+
+
+def test_colours_are_the_page_s(made, folder):
+    text, _ = made(*everything(folder))
+    drawn = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+    assert "var(--c0)" in drawn
+    assert "var(--ink)" in drawn
+    assert set(re.findall(r"#[0-9a-f]{6}\b", drawn)) <= {"#ffffff"}
+    names = set(re.findall(r"var\((--\w+)\)", text))
+    light, dark = re.findall(r":root \{(.*?)\}", text, re.DOTALL)
+    for name in names:
+        assert f"{name}:" in light
+        assert f"{name}:" in dark
+
+
+def test_samples_that_differ_are_kept_apart(made, folder):
+    report("other", 90.0, identity="other", ranks=(0, 1, 2, 3)).save(folder / "other.json")
+    _, found = made("--evaluation", folder / "text", folder / "other.json")
+    assert found.count("table") == 2
+    assert found.count("svg") == 2
+
+
+def test_without_a_text_run_there_is_no_plot_and_a_reason(made, folder):
+    _, found = made("--evaluation", folder / "pft")
+    assert found.count("svg") == 0
+    assert "Not drawn" in found.text
+
+
+def test_what_json_printed_has_the_baselines(made, folder):
+    popular = report("popularity", None, seconds=None, peak_memory=None, settings={})
+    content = {"report": report("r", 9.0).to_dict(), "baselines": [popular.to_dict()], "compared": {}}
+    (folder / "printed.json").write_text(json.dumps(content))
+    _, found = made("--evaluation", folder / "printed.json")
+    assert "popularity" in found.text
+
+
+def test_savings_are_counted_by_the_packer():
+    dataset = data.generate(users=30, items=300)
+    tokenizer = data.sample_tokenizer(dataset.titles.values())
+    groups = list(by_length(dataset, tokenizer))
+    assert sum(group.users for group in groups) == 30
+    catalogue = Catalogue.from_titles(dataset.titles, tokenizer)
+    prompt = Prompt(tokenizer, instruction="Someone has chosen [HISTORY_SEQUENCE]. Which one will they choose next? "
+                    "Answer with its title only.")  # fmt: skip
+    lengths = np.diff(dataset.offsets)
+    group = next(group for group in groups if group.name == "51 to 100")
+    chosen = [
+        dataset.items[dataset.offsets[u] : dataset.offsets[u + 1]]
+        for u in np.flatnonzero((lengths > 50) & (lengths <= 100))
+    ]
+    for name, policy in (("text", Text()), ("PFT-S, g = 5", SessionPatches(5))):
+        rows = [Packer(catalogue, prompt, policy).pack([history]).max_seqlen for history in chosen]
+        assert group.rows[name] == pytest.approx(np.mean(rows))
+    assert group.items == pytest.approx(np.mean([len(history) for history in chosen]))
+    assert len(savings(groups).tables[0].rows) == len(groups)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--run", "nowhere"], "nowhere"),
+        (["--evaluation", "profile.json"], "profile.json: not a report"),
+        (["--evaluation", "compress.csv"], "compress.csv: not JSON"),
+        (["--profile", "text/report.json"], "report.json: not a profile"),
+        (["--bench", "run/curves.csv"], "curves.csv: expected lines with a contestant"),
+        (["--run", "text"], "curves.csv"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_the_old_report(folder, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(folder)
+    (folder / "report.html").write_text("old")
+    assert main(["report", "--out", "report.html", *flags]) == 1
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+    assert (folder / "report.html").read_text() == "old"
+
+
+def test_more_series_than_colours_are_dashed():
+    made = plot([Series(str(number), [1, 2], [number, 2]) for number in range(7)], "c", x="x", y="y")
+    assert [dashed for _, dashed, _ in made.legend] == [False] * 6 + [True]
+    assert "stroke-dasharray" in made.svg
+
+
+def test_the_page_of_no_section():
+    assert Page(page.render("t", [])).count("section") == 0
