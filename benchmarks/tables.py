@@ -71,6 +71,18 @@ def train(rows: list[Row], speeds: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def decode(rows: list[Row], speeds: dict[str, float]) -> str:
+    """A line a contestant; a block's last is the peer that its answers were compared with."""
+    lines = [_origin(rows), "a user's titles; `faster`: than the last of the block, median of per-round ratios", ""]
+    lines.append(f"{'policy':20}{'':24}{'beams':>6}{'ms a user':>12}{'faster':>10}{'rounds':>8}")
+    for row in rows:
+        lines.append(
+            f"{row['policy']:20}{row['contestant']:24}{row['beams']:>6}{float(row['median_ms']):>12,.1f}"
+            f"{float(row['ratio']):>9.2f}x{row['rounds']:>8}"
+        )
+    return "\n".join(lines)
+
+
 def _speeds(row: Row) -> str:
     median, low, high = (float(row[f"{name}_per_s"]) for name in ("median", "p20", "p80"))
     return f"{median:,.0f} ({low:,.0f} to {high:,.0f})"
@@ -90,6 +102,7 @@ def _distinct(rows: list[Row], *columns: str) -> list[tuple[str | int | float, .
 
 FORMATS: dict[str, Callable[[list[Row], dict[str, float]], str]] = {
     "compress": compress,
+    "decode": decode,
     "packing": packing,
     "train": train,
 }

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoding on one core: ours against transformers' cached beam search and against the released protocol.
+
+Nothing is timed before its answers are the peer's. The model is random: 4 layers of width 256 under the tokenizer's
+whole vocabulary. A random model knows no title, which is the worst case for `exact`: it has no bound to prune by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from patchrec_fast import Packer, Recommender, SessionPatches, Text
+from patchrec_fast.layout import Policy
+
+from . import harness
+from .conftest import Recorder, Settings
+from .peers import decode_generate, decode_released
+from .results import Row
+from .source import Source
+
+USERS, ITEMS, BEAMS = 4, 100, 20
+POLICIES: dict[str, Policy] = {"Text()": Text(), "SessionPatches(5)": SessionPatches(5)}
+OURS = "patchrec_fast"
+Decode = Callable[[Any, Packer, list[list[int]], int], decode_generate.Answers]
+PEERS: dict[str, tuple[str, Decode]] = {
+    "beam": ("transformers generate", decode_generate.decode),
+    "diverse": ("released protocol", decode_released.decode),
+}
+
+
+def tiny(vocabulary: int, quick: bool) -> Any:
+    """A Llama of 4 layers and width 256; with --quick 2 and 32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    width, layers = (32, 2) if quick else (256, 4)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        initializer_range=0.3,  # no two titles within rounding of each other
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def histories_of(source: Source, users: int) -> list[list[int]]:
+    """The newest items of users who have enough."""
+    dataset = source.dataset
+    long = np.flatnonzero(np.diff(dataset.offsets) > ITEMS)[:users]
+    return [dataset.items[end - ITEMS - 1 : end - 1].tolist() for end in dataset.offsets[long + 1]]
+
+
+def check(rec: Recommender, histories: list[list[int]], method: Any, peer: Decode) -> None:
+    """Raises AssertionError where the peer finds other titles or scores."""
+    mine = rec.recommend(histories, BEAMS, method)
+    items, scores = peer(rec.model, rec.packer, histories, BEAMS)
+    assert mine.items.tolist() == items, f"{method}: other titles than the peer's"
+    assert np.allclose(mine.scores, scores, atol=1e-3), f"{method}: other scores than the peer's"
+
+
+def rows(timings: list[harness.Timing], users: int) -> list[Row]:
+    """Milliseconds a user, and times faster than the peer, the last of the timings."""
+    return [
+        {
+            "contestant": timing.name,
+            "median_ms": round(timing.milliseconds() / users, 2),
+            "rounds": len(timing.seconds),
+            "contended": timing.contended,
+            "ratio": round(timing.times_faster_than(timings[-1]), 2),
+        }
+        for timing in timings
+    ]
+
+
+@pytest.mark.parametrize("method", PEERS)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_decoding(policy: str, method: Any, settings: Settings, record: Recorder, benchmark: BenchmarkFixture) -> None:
+    source = settings.source("ml-1m")
+    histories = histories_of(source, 1 if settings.quick else USERS)
+    packer = Packer(source.catalogue, source.prompt, POLICIES[policy], ITEMS)
+    rec = Recommender(tiny(source.prompt.num_embeddings, settings.quick), packer)
+    name, peer = PEERS[method]
+    calls: dict[str, harness.Call] = {f"{OURS} {method}": lambda round_: rec.recommend(histories, BEAMS, method)}
+    if method == "beam":
+        calls[f"{OURS} exact"] = lambda round_: rec.recommend(histories, BEAMS, "exact")
+    calls[name] = lambda round_: peer(rec.model, packer, histories, BEAMS)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        check(rec, histories, method, peer)
+        measured = rows(harness.measure(calls, **settings.rounds), len(histories))
+    finally:
+        torch.set_num_threads(threads)
+    record("decode", measured, {"data": source.label, "users": len(histories), "beams": BEAMS, "policy": policy})
+    benchmark.group = "decoding"
+    benchmark.pedantic(calls[f"{OURS} {method}"], args=(0,), rounds=2)
