@@ -76,8 +76,15 @@ def open_model(
 
 
 def add_adapters(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rank: int) -> PeftModel:
-    """Low-rank adapters on every linear layer; of the embeddings, only the rows of the marks learn."""
-    from peft import LoraConfig, get_peft_model
+    """Low-rank adapters on every linear layer; of the embeddings, only the rows of the marks learn.
+
+    Raises:
+        ImportError: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ImportError("lora needs peft: pip install 'patchrec_fast[train]'") from error
 
     marks = tokenizer.convert_tokens_to_ids([START, END, SEPARATOR])
     config = LoraConfig(

@@ -272,6 +272,14 @@ def test_a_checkpoint_without_seal_is_not_taken(run, tmp_path):
     assert [point.step for point in curves.read(out / "curves.csv") if point.split == "train"] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_run_killed_before_its_model_was_written(run, tmp_path):
+    result = run("out")
+    whole = weights(tmp_path / "out")
+    unfinished(tmp_path / "out")
+    assert run("out", resume=True) == result
+    assert same(whole, weights(tmp_path / "out"))
+
+
 def test_without_any_checkpoint_a_run_starts_again(run, tmp_path):
     run("out")
     out = tmp_path / "out"

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m benchmarks.curves NAME RUN...`: losses of training runs -> results/NAME.csv and figures/NAME.png.
+
+A RUN is a folder that `patchrec-fast train` wrote; its folder name is the name of its line. Without runs, the figure
+is drawn again from the results.
+"""
+
+import argparse
+import io
+import json
+import sys
+from csv import DictWriter
+from pathlib import Path
+from typing import Any
+
+from patchrec_fast.train import curves
+
+from . import machine, results
+from .figures import FOLDER, plain, save
+
+# Okabe and Ito's colours, as in figures.py.
+COLOURS = {
+    "base": "#999999",
+    "text": "#0072B2",
+    "pft-i": "#009E73",
+    "pft-s": "#D55E00",
+    "pretrain": "#CC79A7",
+    "pretrain-pft-s": "#E69F00",
+}
+
+
+def collect(run: Path) -> list[results.Row]:
+    """A row a point of one run, with what made it."""
+    made = json.loads((run / "run.json").read_text())
+    recipe, versions = made["recipe"], made["versions"]
+    facts = machine.facts()
+    origin = {name: facts[name] for name in ("time", "machine", "cpu", "commit")}
+    about = {
+        "run": run.name,
+        "stage": made["stage"],
+        "from": Path(made["model"]).name,
+        "data": Path(made["data"]).name,
+        **{name: recipe[name] for name in ("hidden", "layers", "max_items", "batch", "learning_rate", "seed")},
+        **{name: versions[name] for name in ("torch", "transformers")},
+    }
+    return [{**about, **point._asdict(), **origin} for point in curves.read(run / "curves.csv")]
+
+
+def draw(rows: list[dict[str, str]]) -> Any:
+    """Loss against optimizer steps and against the rows that the model has read."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for name in dict.fromkeys(row["run"] for row in rows):
+        for split, style in (("train", {"linewidth": 0.8, "alpha": 0.5}), ("val", {"marker": "o", "markersize": 3})):
+            points = [row for row in rows if (row["run"], row["split"]) == (name, split)]
+            losses = [float(row["loss"]) for row in points]
+            label = f"{name} (from {points[0]['from']})" if split == "val" else None
+            for one, key, unit in ((axes[0], "step", 1), (axes[1], "tokens", 1e6)):
+                at = [float(row[key]) / unit for row in points]
+                one.plot(at, losses, color=COLOURS.get(name), label=label, **style)
+    last = rows[-1]
+    figure.suptitle(
+        f"{last['data']}: a Llama of {last['layers']} layers, {last['hidden']} wide, from scratch; thick: validation, "
+        "thin: training",
+        fontsize=10,
+    )
+    axes[0].set_ylabel("nats a supervised token")
+    # Of a start from random weights only the end fits beside the rest.
+    highest = max(float(row["loss"]) for row in rows if row["from"] != "tiny" or row["split"] == "train")
+    axes[0].set_ylim(top=highest * 1.05)
+    for one, label in zip(axes, ("optimizer steps", "rows read, million"), strict=True):
+        one.set_xlabel(label)
+        one.grid(alpha=0.25, linewidth=0.6)
+        plain(one)
+    axes[1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.curves", description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("runs", nargs="*", type=Path)
+    options = parser.parse_args()
+    if options.runs:
+        rows = [row for run in options.runs for row in collect(run)]
+        text = io.StringIO(newline="")
+        writer = DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        results.write(results.FOLDER / f"{options.name}.csv", text.getvalue())
+    recorded = results.read(options.name)
+    if not recorded:
+        print(f"no results/{options.name}.csv yet: name the folders of the runs", file=sys.stderr)
+        return 2
+    save(draw(recorded), FOLDER / f"{options.name}.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
