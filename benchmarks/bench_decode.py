@@ -16,6 +16,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from patchrec_fast import Packer, Recommender, SessionPatches, Text
+from patchrec_fast.evaluate.profile import SETTINGS, Setting, long_histories
 from patchrec_fast.layout import Policy
 
 from . import harness
@@ -26,6 +27,7 @@ from .source import Source
 
 USERS, ITEMS, BEAMS = 4, 100, 20
 POLICIES: dict[str, Policy] = {"Text()": Text(), "SessionPatches(5)": SessionPatches(5)}
+LONG = SETTINGS[:3]  # the last, whole histories as text, takes the peers minutes a user: 20 prompts of 6,500 rows
 OURS = "patchrec_fast"
 Decode = Callable[[Any, Packer, list[list[int]], int], decode_generate.Answers]
 PEERS: dict[str, tuple[str, Decode]] = {
@@ -82,6 +84,22 @@ def rows(timings: list[harness.Timing], users: int) -> list[Row]:
     ]
 
 
+def contest(rec: Recommender, histories: list[list[int]], method: Any, settings: Settings) -> list[Row]:
+    """Checks and times a method and its peer on one core; beside "beam", also "exact"."""
+    name, peer = PEERS[method]
+    calls: dict[str, harness.Call] = {f"{OURS} {method}": lambda round_: rec.recommend(histories, BEAMS, method)}
+    if method == "beam":
+        calls[f"{OURS} exact"] = lambda round_: rec.recommend(histories, BEAMS, "exact")
+    calls[name] = lambda round_: peer(rec.model, rec.packer, histories, BEAMS)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        check(rec, histories, method, peer)
+        return rows(harness.measure(calls, **settings.rounds), len(histories))
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("method", PEERS)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_decoding(policy: str, method: Any, settings: Settings, record: Recorder, benchmark: BenchmarkFixture) -> None:
@@ -89,18 +107,23 @@ def test_decoding(policy: str, method: Any, settings: Settings, record: Recorder
     histories = histories_of(source, 1 if settings.quick else USERS)
     packer = Packer(source.catalogue, source.prompt, POLICIES[policy], ITEMS)
     rec = Recommender(tiny(source.prompt.num_embeddings, settings.quick), packer)
-    name, peer = PEERS[method]
-    calls: dict[str, harness.Call] = {f"{OURS} {method}": lambda round_: rec.recommend(histories, BEAMS, method)}
-    if method == "beam":
-        calls[f"{OURS} exact"] = lambda round_: rec.recommend(histories, BEAMS, "exact")
-    calls[name] = lambda round_: peer(rec.model, packer, histories, BEAMS)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        check(rec, histories, method, peer)
-        measured = rows(harness.measure(calls, **settings.rounds), len(histories))
-    finally:
-        torch.set_num_threads(threads)
+    measured = contest(rec, histories, method, settings)
     record("decode", measured, {"data": source.label, "users": len(histories), "beams": BEAMS, "policy": policy})
     benchmark.group = "decoding"
-    benchmark.pedantic(calls[f"{OURS} {method}"], args=(0,), rounds=2)
+    benchmark.pedantic(rec.recommend, args=(histories, BEAMS, method), rounds=2)
+
+
+@pytest.mark.parametrize("method", PEERS)
+@pytest.mark.parametrize("setting", LONG, ids=lambda setting: setting.name)
+def test_long_users(
+    setting: Setting, method: Any, settings: Settings, record: Recorder, benchmark: BenchmarkFixture
+) -> None:
+    """The paper's Figure 8, on the longest histories there are; "policy" is its setting."""
+    source = settings.source("ml-1m")
+    histories = [history.tolist() for history in long_histories(source.dataset, limit=1 if settings.quick else USERS)]
+    packer = Packer(source.catalogue, source.prompt, setting.policy, setting.max_items)
+    rec = Recommender(tiny(source.prompt.num_embeddings, settings.quick), packer)
+    measured = contest(rec, histories, method, settings)
+    record("decode", measured, {"data": source.label, "users": len(histories), "beams": BEAMS, "policy": setting.name})
+    benchmark.group = "decoding for long users"
+    benchmark.pedantic(rec.recommend, args=(histories, BEAMS, method), rounds=2)
