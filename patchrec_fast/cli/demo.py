@@ -82,7 +82,9 @@ def stages(data: str, longest: int, out: Path, steps: int, samples: int) -> Iter
     seen = ["--run", *runs.values(), "--evaluation", *tests.values(), "--profile", profile, "--data", data]
     root = checkout()
     if root is not None:
-        yield "compress against its peers", [sys.executable, "-m", "benchmarks.demo", "--out", str(out)]
+        parent = str(Path(data).resolve().parent) if Path(data).name == _DOWNLOADED else ""  # empty: the generated one
+        flags = ["--data", parent, "--out", str(out)]
+        yield "compress against its peers", [sys.executable, "-m", "benchmarks.demo", *flags]
         seen += ["--bench", *map(str, sorted(root.glob("benchmarks/results/*.csv")))]
     yield "Report", [_PROGRAM, "report", "--out", str(out / "report.html"), *seen]
 
@@ -110,6 +112,6 @@ def _downloaded(out: Path) -> str | None:
     except OSError as error:
         print(f"no download ({error}); the dataset is a generated one")
         return None
-    prepared = str(out / "data")
+    prepared = str(out / "data" / _DOWNLOADED)
     command = [_PROGRAM, "data", "prepare", _DOWNLOADED, "--raw", str(raw), "--out", prepared]
     return prepared if _perform(command) == 0 else None

@@ -71,7 +71,7 @@ def evaluations(paths: Paths) -> list[Report]:
         file = _inside(path, "report.json")
         content = _json(file)
         entries = [content["report"], *content.get("baselines", [])] if "report" in content else [content]
-        found += [_report(file, entry) for entry in entries]
+        found += [report for entry in entries if (report := _report(file, entry)) not in found]  # baselines come again
     return found
 
 

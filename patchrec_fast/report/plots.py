@@ -118,7 +118,7 @@ def _axes(axes: Any, x: str, y: str, log_x: bool, log_y: bool) -> None:
     if log_y:
         axes.set_yscale("log")
     else:
-        axes.set_ylim(0, 1.05 * axes.dataLim.y1)
+        axes.set_ylim(0, 1.05 * axes.dataLim.y1 or 1)
     for axis, logarithmic in ((axes.xaxis, log_x), (axes.yaxis, log_y)):
         if logarithmic:
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))

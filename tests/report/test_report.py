@@ -195,10 +195,11 @@ def test_without_a_text_run_there_is_no_plot_and_a_reason(made, folder):
 
 def test_what_json_printed_has_the_baselines(made, folder):
     popular = report("popularity", None, seconds=None, peak_memory=None, settings={})
-    content = {"report": report("r", 9.0).to_dict(), "baselines": [popular.to_dict()], "compared": {}}
-    (folder / "printed.json").write_text(json.dumps(content))
-    _, found = made("--evaluation", folder / "printed.json")
-    assert "popularity" in found.text
+    for name in ("one", "two"):
+        content = {"report": report(name, 9.0).to_dict(), "baselines": [popular.to_dict()], "compared": {}}
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    _, found = made("--evaluation", folder / "one.json", folder / "two.json")
+    assert found.text.count("popularity") == 1
 
 
 def test_savings_are_counted_by_the_packer():
@@ -220,6 +221,15 @@ def test_savings_are_counted_by_the_packer():
         assert group.rows[name] == pytest.approx(np.mean(rows))
     assert group.items == pytest.approx(np.mean([len(history) for history in chosen]))
     assert len(savings(groups).tables[0].rows) == len(groups)
+
+
+def test_groups_of_users_end_where_their_names_say():
+    dataset = data.generate(users=4, items=60)
+    lengths = np.array([20, 21, 50, 51])
+    flat = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
+    cut = data.Dataset(flat, np.concatenate([[0], np.cumsum(lengths)]), dataset.titles, {})
+    groups = list(by_length(cut, data.sample_tokenizer(dataset.titles.values())))
+    assert [(group.name, group.users) for group in groups] == [("1 to 20", 1), ("21 to 50", 2), ("51 to 100", 1)]
 
 
 @pytest.mark.parametrize(

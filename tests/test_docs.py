@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The code of README and docs: Python runs as printed, top to bottom, on a small model and dataset in place of those it
+names; commands parse."""
+
+import importlib.util
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from patchrec_fast import data
+from patchrec_fast.cli.main import COMMANDS, parser_of
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
+NAME = "meta-llama/Llama-3.2-1B-Instruct"
+TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def movies():
+    return data.generate(users=6, items=60)
+
+
+@pytest.fixture
+def place(movies, monkeypatch, tmp_path):
+    """A working directory with data/ml-1m, and downloads that are a tiny model and the sample's tokenizer."""
+    pytest.importorskip("pyarrow")
+    transformers = pytest.importorskip("transformers")
+
+    def tokenizer(name, **options):
+        assert name == NAME
+        return data.sample_tokenizer(movies.titles.values())
+
+    def model(name, **options):
+        assert name == NAME
+        torch.manual_seed(0)
+        return transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(**TINY, vocab_size=2100, tie_word_embeddings=True)
+        )
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", tokenizer)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", model)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.chdir(tmp_path)
+    data.save(movies, "data/ml-1m")
+
+
+def run(page, names, code):
+    """Runs a page's blocks in one module, so that its classes can be pickled."""
+    for number, block in enumerate(code):
+        exec(compile(block, f"{page}, block {number + 1}", "exec"), names)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_python(page, place, monkeypatch):
+    if page.endswith("training.md"):
+        for name in ("accelerate", "peft", "trl", "datasets"):
+            pytest.importorskip(name)
+    module = SimpleNamespace(__name__="page")
+    monkeypatch.setitem(sys.modules, "page", module)
+    run(page, vars(module), blocks(page, "python"))
+
+
+def test_readme(place):
+    loop, call, *rest = blocks("README.md", "python")
+    embedding = torch.nn.Embedding(50, 8)
+    sessions = [[torch.tensor([1, 2, 3]), torch.tensor([4])], [torch.tensor([5, 6])]]
+    names = {
+        "torch": torch,
+        "model": SimpleNamespace(embed_tokens=embedding),
+        "sessions": sessions,
+        "ids": torch.tensor([1, 2, 3, 4, 5, 6]),
+        "token_offsets": torch.tensor([0, 3, 4, 6]),
+        "item_offsets": torch.tensor([0, 2, 3]),
+    }
+    run("README.md", names, [loop])
+    before = names["embeddings"]
+    run("README.md", names, [call])
+    torch.testing.assert_close(names["embeddings"], before)
+    run("README.md", names, rest)
+    assert all(parameter.grad is not None for parameter in names["model"].parameters())
+
+
+def commands():
+    for page in [*PAGES, "README.md", "CONTRIBUTING.md"]:
+        for block in blocks(page, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words:
+                    yield pytest.param(words, id=f"{page}: {line[:60]}")
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_commands_exist_and_parse(words):
+    program, *rest = words
+    if program == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert set(rest) <= set(targets)
+        return
+    if program == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        options = get_args_parser().parse_args(rest)
+        assert options.module
+        program, rest = "python", ["-m", options.training_script, *options.training_script_args]
+    if program == "nsys":
+        at = rest.index("python")
+        program, rest = "python", rest[at + 1 :]
+    if program == "python" and rest[:2] != ["-m", "patchrec_fast.cli"]:
+        assert rest[0] == "-m"
+        assert importlib.util.find_spec(rest[1])
+        return
+    if program == "pip":
+        extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+        for wanted in re.findall(r"\[([\w,]+)\]", " ".join(rest)):
+            assert set(wanted.split(",")) <= set(extras)
+        return
+    if program == "python":
+        rest = rest[2:]
+    else:
+        assert program == "patchrec-fast"
+    if rest[0].startswith("--"):
+        assert rest in (["--print-completion", "bash"], ["--version"])
+        return
+    assert rest[0] in COMMANDS
+    parser_of(rest[0]).parse_args(rest[1:])
+
+
+def test_every_page_is_in_the_contents():
+    contents = re.search(r"```\{toctree\}(.*?)```", (ROOT / "docs/index.md").read_text(), re.DOTALL)[1]
+    assert {f"docs/{line}.md" for line in contents.split() if not line.startswith(":") and line != "2"} == {
+        page for page in PAGES if page != "docs/index.md"
+    }
