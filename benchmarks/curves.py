@@ -21,6 +21,7 @@ from .figures import FOLDER, plain, save
 # Okabe and Ito's colours, as in figures.py.
 COLOURS = {
     "base": "#999999",
+    "base2": "#555555",
     "text": "#0072B2",
     "pft-i": "#009E73",
     "pft-s": "#D55E00",
