@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 CXX ?= g++
 SANITIZED := build/sanitize/_native.so
 
-.PHONY: demo test lint unit interpret sanitize bench clean
+.PHONY: demo test lint unit interpret sanitize bench docs clean
 
+# Data, training, evaluation, cost, one HTML report. An interrupted one goes on.
 demo: $(VENV)/ready
-	$(BIN)/python -m benchmarks.demo $(if $(DATA),--data $(DATA)) --out report
+	$(BIN)/patchrec-fast demo $(if $(DATA),--data $(DATA)) --out report
 
 test: lint unit interpret
 
@@ -40,6 +41,11 @@ $(SANITIZED): $(wildcard csrc/*)
 bench: $(VENV)/ready
 	$(BIN)/python -m pytest --benchmark --record
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 $(BIN)/python -m pytest --benchmark --record
+
+# build/docs/index.html. A link or a name that is not there is an error.
+docs: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 $(VENV)/ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from patchrec_fast import data
+from patchrec_fast import __version__, data
 from patchrec_fast.cli.main import COMMANDS, parser_of
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +27,7 @@ def blocks(page, language):
 
 @pytest.fixture(scope="module")
 def movies():
-    return data.generate(users=6, items=60)
+    return data.generate(users=4, items=60)
 
 
 @pytest.fixture
@@ -140,3 +140,7 @@ def test_every_page_is_in_the_contents():
     assert {f"docs/{line}.md" for line in contents.split() if not line.startswith(":") and line != "2"} == {
         page for page in PAGES if page != "docs/index.md"
     }
+
+
+def test_the_citation_has_the_version():
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()

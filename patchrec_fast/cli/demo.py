@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.download import download
+from ..train.run import RUN
 from ..train.start import SAMPLE, open_data
 from .bench import checkout
 
@@ -32,15 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f'a prepared dataset, or "{SAMPLE}" (default: ml-1m or ml-100k in $PATCHREC_FAST_DATA, else {_DOWNLOADED} '
         "is downloaded, else the generated one)",
     )
-    add("--out", default="report", metavar="DIR", help="new or empty; gets runs and report.html (default: report)")
+    add(
+        "--out",
+        default="report",
+        metavar="DIR",
+        help="gets runs and report.html; an interrupted demo goes on there (default: report)",
+    )
     add("--steps", type=int, default=120, metavar="N", help="optimizer steps of each stage (default: 120)")
     add("--samples", type=int, default=300, metavar="N", help="of the test split (default: 300)")
 
 
 def run(options: argparse.Namespace) -> int:
     out = Path(options.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out: {out} is not empty, expected a new or empty folder")
     begun = time.perf_counter()
     data = options.data or _found() or _downloaded(out) or SAMPLE
     dataset = open_data(data)
@@ -72,7 +76,8 @@ def stages(data: str, longest: int, out: Path, steps: int, samples: int) -> Iter
     tiny = ["--model", "tiny", "--tokenizer", os.environ.get("PATCHREC_FAST_TOKENIZER", SAMPLE)]
     flags = ["--data", data, "--recipe", "tiny", "--steps", str(steps), "--limit-train", str(steps * _BATCH)]
     for stage, start in (("text", tiny), ("pretrain", tiny), ("pft-s", ["--model", runs["pretrain"]])):
-        yield f"Train: {stage}", [_PROGRAM, "train", "--stage", stage, *start, *flags, "--out", runs[stage]]
+        resume = ["--resume"] if (out / stage / RUN).is_file() else []
+        yield f"Train: {stage}", [_PROGRAM, "train", "--stage", stage, *start, *flags, "--out", runs[stage], *resume]
     for name, test in tests.items():
         flags = ["--model", runs[name], "--data", data, "--limit", str(samples), "--baselines", "--out", test]
         yield f"Evaluate: {name}", [_PROGRAM, "evaluate", *flags]
@@ -107,11 +112,13 @@ def _found() -> str | None:
 
 def _downloaded(out: Path) -> str | None:
     """MovieLens-1M, prepared; None where it cannot be had."""
+    prepared = out / "data" / _DOWNLOADED
+    if (prepared / "card.json").is_file():
+        return str(prepared)
     try:
         raw = download(_DOWNLOADED, out / "raw", attempts=1)
     except OSError as error:
         print(f"no download ({error}); the dataset is a generated one")
         return None
-    prepared = str(out / "data" / _DOWNLOADED)
-    command = [_PROGRAM, "data", "prepare", _DOWNLOADED, "--raw", str(raw), "--out", prepared]
-    return prepared if _perform(command) == 0 else None
+    command = [_PROGRAM, "data", "prepare", _DOWNLOADED, "--raw", str(raw), "--out", str(prepared)]
+    return str(prepared) if _perform(command) == 0 else None

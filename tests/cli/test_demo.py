@@ -47,12 +47,6 @@ def test_prepared_data_are_found(monkeypatch, tmp_path):
     assert demo._found() is None
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path, capsys):
-    (tmp_path / "mine").write_text("mine")
-    assert main(["demo", "--data", "sample", "--out", str(tmp_path)]) == 1
-    assert "not empty" in capsys.readouterr().err
-
-
 def test_a_stage_that_fails_ends_it(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(demo, "_perform", lambda command: 7)
     assert main(["demo", "--data", "sample", "--out", str(tmp_path / "report")]) == 7
@@ -71,3 +65,10 @@ def test_the_whole(folders, monkeypatch, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert shown.count("$ patchrec-fast ") == 7
     assert str(tmp_path / "report" / "report.html") in shown
+    assert "--resume" not in shown
+
+    weights = tmp_path / "report" / "text" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert demo.run(options) == 0  # goes on: there is nothing left to train
+    assert capsys.readouterr().out.count("--resume") == 3
+    assert weights.stat().st_mtime_ns == before

@@ -185,6 +185,7 @@ def test_samples_that_differ_are_kept_apart(made, folder):
     _, found = made("--evaluation", folder / "text", folder / "other.json")
     assert found.count("table") == 2
     assert found.count("svg") == 2
+    assert found.count("tr") == 2 * 2  # a head and a report each
 
 
 def test_without_a_text_run_there_is_no_plot_and_a_reason(made, folder):
