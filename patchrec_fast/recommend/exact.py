@@ -59,7 +59,7 @@ class _Search:
         while len(frontier.user):
             order, rank = _ranked(frontier.user, frontier.bound)
             frontier, front = frontier.only(order), rank < width
-            told, vague = front & frontier.true, front & ~frontier.true
+            told, vague = front & frontier.true, (rank < 2 * self.k) & ~frontier.true
             visited, ends = frontier.only(told), self.reader.trie.is_leaf[frontier.node[told]]
             self._finish(visited.only(ends))
             frontier = self._told(frontier, vague).only(~told).and_also(self._entered(visited.only(~ends)))

@@ -127,10 +127,9 @@ class Reader:
             node: (n,) int64, no leaf.
             row: (n,) int64, the node's row; a user's own number for the root.
         """
+        found, total = self._ask(user, node, row)
         if self._normalize == "vocab":
-            found, total = self._ask(self._head, self.trie.token, user, node, row)
-        else:
-            found, total = self._ask(self._title_head(), self.trie.column, user, node, row)
+            total = self.total(row)
         return Children(found.node, found.log_prob - total.unsqueeze(1))
 
     def bounds(self, user: Tensor, node: Tensor, row: Tensor) -> tuple[Children, Tensor | None]:
@@ -143,26 +142,26 @@ class Reader:
             The children, and (n,) the log-sum-exp that was taken off, at most the true one; None where the
             log-probabilities are exact.
         """
-        rest = self._title_head().rest(self._hidden[row]) if self._normalize == "vocab" else None
         if self._normalize != "vocab":
             return self.children(user, node, row), None
-        found, total = self._ask(self._title_head(), self.trie.column, user, node, row)
+        found, total = self._ask(user, node, row)
+        rest = self._title_head().rest(self._hidden[row])
         total = total if rest is None else torch.logaddexp(total, rest)
         return Children(found.node, found.log_prob - total.unsqueeze(1)), total
 
     def total(self, row: Tensor) -> Tensor:
         """(n,) float32: the log-sum-exp over the vocabulary of each row."""
-        return torch.cat([logits.logsumexp(1) for logits in self._head.logits(self._hidden[row])])
+        return self._head.log_sum_exp(self._hidden[row])
 
-    def _ask(self, head: Head, column: Tensor, user: Tensor, node: Tensor, row: Tensor) -> tuple[Children, Tensor]:
-        """The children's logits, and (n,) the log-sum-exp of those that they are normalised with."""
+    def _ask(self, user: Tensor, node: Tensor, row: Tensor) -> tuple[Children, Tensor]:
+        """The children's logits, and (n,) the log-sum-exp of theirs or, but for "children", of all title tokens'."""
         trie = self.trie
         first, count = trie.first[node], trie.first[node + 1] - trie.first[node]
         nth = torch.arange(int(count.max()), device=node.device)
         child = (first.unsqueeze(1) + nth).clamp(max=len(trie) - 1)
         absent = nth >= count.unsqueeze(1)
-        places, parts, totals, start = column[child], [], [], 0
-        for logits in head.logits(self._hidden[row]):
+        places, parts, totals, start = trie.column[child], [], [], 0
+        for logits in self._title_head().logits(self._hidden[row]):
             rows = slice(start, start + len(logits))
             mine = logits.gather(1, places[rows]).masked_fill_(absent[rows], -torch.inf)
             parts.append(mine)

@@ -173,6 +173,9 @@ class Trie:
     def add(self, catalogue: Catalogue) -> Trie:
         """A trie with these items too, on the CPU: the two tries' sorted levels are merged, old titles not looked at.
 
+        Ten titles more: 77 ms of CPU time for 1.27 million nodes (300,000 titles), 218 ms to build anew; for ML-1M's
+        15,120 nodes both take 3 ms. `remove` takes as long.
+
         Raises:
             ValueError: an item that is here already, or a title that holds the end-of-turn token.
         """
