@@ -14,6 +14,7 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_google_docstring = True
+default_role = "code"  # single backticks in docstrings
 html_theme = "furo"
 html_title = f"patchrec_fast {version}"
 
