@@ -44,7 +44,6 @@ bench: $(VENV)/ready
 
 # build/docs/index.html. A link or a name that is not there is an error.
 docs: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 $(VENV)/ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)

@@ -3,8 +3,10 @@
 names; commands parse."""
 
 import importlib.util
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,6 +142,16 @@ def test_every_page_is_in_the_contents():
     assert {f"docs/{line}.md" for line in contents.split() if not line.startswith(":") and line != "2"} == {
         page for page in PAGES if page != "docs/index.md"
     }
+
+
+def test_the_pages_build(tmp_path):
+    for name in ("sphinx", "myst_parser", "furo", "sphinx_copybutton"):
+        pytest.importorskip(name)
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", str(ROOT / "docs"), str(tmp_path)]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "patchrec_fast.compress" in (tmp_path / "api.html").read_text()
 
 
 def test_the_citation_has_the_version():

@@ -109,10 +109,10 @@ def _draw(axes: Any, series: Series, colour: str, style: str) -> None:
 
 
 def _axes(axes: Any, x: str, y: str, log_x: bool, log_y: bool) -> None:
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
     from matplotlib.ticker import LogLocator
 
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
     if log_x:
         axes.set_xscale("log")
     if log_y:
@@ -124,6 +124,7 @@ def _axes(axes: Any, x: str, y: str, log_x: bool, log_y: bool) -> None:
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
         axis.set_minor_formatter(lambda *_: "")
+    axes.margins(x=0.08)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.2, linewidth=0.6)
 
