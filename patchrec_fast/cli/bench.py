@@ -35,16 +35,16 @@ def run(options: argparse.Namespace) -> int:
         )
     if importlib.util.find_spec("pytest_benchmark") is None:
         raise ImportError("the benchmarks need pytest-benchmark: pip install patchrec_fast[test]")
-    files = [Path("benchmarks", f"bench_{name}.py") for name in options.names]
-    for name, file in zip(options.names, files, strict=True):
-        if not (root / file).is_file():
-            known = sorted(path.stem.removeprefix("bench_") for path in root.glob("benchmarks/bench_*.py"))
+    files = sorted(path for path in root.glob("benchmarks/bench_*.py") if "\ndef test_" in path.read_text())
+    known = {path.stem.removeprefix("bench_"): str(path.relative_to(root)) for path in files}
+    for name in options.names:
+        if name not in known:
             raise ValueError(f"NAME: expected one of {', '.join(known)}, got {name!r}")
     flags = [f"--{name}" for name in ("quick", "record") if getattr(options, name)]
     for name in ("threads", "shapes", "data", "tokenizer"):
         if (value := getattr(options, name)) is not None:
             flags.append(f"--{name}={os.path.abspath(value) if name in ('data', 'tokenizer') else value}")
-    command = [sys.executable, "-m", "pytest", "--benchmark", *flags, *map(str, files)]
+    command = [sys.executable, "-m", "pytest", "--benchmark", *flags, *(known[name] for name in options.names)]
     return subprocess.run(command, cwd=root).returncode
 
 

@@ -36,8 +36,9 @@ def test_it_runs_the_repository_s_benchmarks(started, monkeypatch, tmp_path):
     assert set(command[4:]) == {"--quick", "--threads=1", f"--data={tmp_path / 'here'}", "benchmarks/bench_compress.py"}
 
 
-def test_an_unknown_benchmark(started, capsys):
-    assert main(["bench", "compres"]) == 1
+@pytest.mark.parametrize("name", ["compres", "gpu"])  # the second is no pytest file
+def test_an_unknown_benchmark(started, capsys, name):
+    assert main(["bench", name]) == 1
     assert "expected one of compress" in capsys.readouterr().err
     assert not started
 
