@@ -22,6 +22,7 @@ from .figures import FOLDER, plain, save
 COLOURS = {
     "base": "#999999",
     "base2": "#555555",
+    "base3": "#000000",
     "text": "#0072B2",
     "pft-i": "#009E73",
     "pft-s": "#D55E00",
@@ -48,34 +49,32 @@ def collect(run: Path) -> list[results.Row]:
 
 
 def draw(rows: list[dict[str, str]]) -> Any:
-    """Loss against optimizer steps and against the rows that the model has read."""
+    """Loss against the rows that a model has read: the runs on short histories, and those that go on from them."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for name in dict.fromkeys(row["run"] for row in rows):
-        for split, style in (("train", {"linewidth": 0.8, "alpha": 0.5}), ("val", {"marker": "o", "markersize": 3})):
-            points = [row for row in rows if (row["run"], row["split"]) == (name, split)]
-            losses = [float(row["loss"]) for row in points]
-            label = f"{name} (from {points[0]['from']})" if split == "val" else None
-            for one, key, unit in ((axes[0], "step", 1), (axes[1], "tokens", 1e6)):
-                at = [float(row[key]) / unit for row in points]
-                one.plot(at, losses, color=COLOURS.get(name), label=label, **style)
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    lengths = sorted({int(row["max_items"]) for row in rows})
+    panels = figure.subplots(1, len(lengths), squeeze=False)[0]
+    for axes, length in zip(panels, lengths, strict=True):
+        here = [row for row in rows if int(row["max_items"]) == length]
+        for name in dict.fromkeys(row["run"] for row in here):
+            for split, style in (
+                ("train", {"linewidth": 0.8, "alpha": 0.5}),
+                ("val", {"marker": "o", "markersize": 3}),
+            ):
+                points = [row for row in here if (row["run"], row["split"]) == (name, split)]
+                read = [float(row["tokens"]) / 1e6 for row in points]
+                label = f"{name} (from {points[0]['from']})" if split == "val" else None
+                axes.plot(read, [float(row["loss"]) for row in points], color=COLOURS.get(name), label=label, **style)
+        axes.set_title(f"histories of up to {length} items", fontsize=10, loc="left")
+        axes.set_xlabel("rows read, million")
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.legend(frameon=False, fontsize=8)
+        plain(axes)
+    panels[0].set_ylabel("nats a supervised token")
     last = rows[-1]
-    figure.suptitle(
-        f"{last['data']}: a Llama of {last['layers']} layers, {last['hidden']} wide, from scratch; thick: validation, "
-        "thin: training",
-        fontsize=10,
-    )
-    axes[0].set_ylabel("nats a supervised token")
-    # Of a start from random weights only the end fits beside the rest.
-    highest = max(float(row["loss"]) for row in rows if row["from"] != "tiny" or row["split"] == "train")
-    axes[0].set_ylim(top=highest * 1.05)
-    for one, label in zip(axes, ("optimizer steps", "rows read, million"), strict=True):
-        one.set_xlabel(label)
-        one.grid(alpha=0.25, linewidth=0.6)
-        plain(one)
-    axes[1].legend(frameon=False, fontsize=8)
+    shape = f"a Llama of {last['layers']} layers, {last['hidden']} wide, made from scratch"
+    figure.suptitle(f"{last['data']}: {shape}; thick: validation, thin: training", fontsize=10)
     return figure
 
 
