@@ -35,8 +35,7 @@ def run(options: argparse.Namespace) -> int:
         )
     if importlib.util.find_spec("pytest_benchmark") is None:
         raise ImportError("the benchmarks need pytest-benchmark: pip install patchrec_fast[test]")
-    files = sorted(path for path in root.glob("benchmarks/bench_*.py") if "\ndef test_" in path.read_text())
-    known = {path.stem.removeprefix("bench_"): str(path.relative_to(root)) for path in files}
+    known = benchmarks(root)
     for name in options.names:
         if name not in known:
             raise ValueError(f"NAME: expected one of {', '.join(known)}, got {name!r}")
@@ -52,3 +51,9 @@ def checkout() -> Path | None:
     """The repository that this package is imported from, else the working directory where that is one."""
     folders = (Path(patchrec_fast.__file__).parents[1], Path.cwd())
     return next((folder for folder in folders if (folder / _MARK).is_file()), None)
+
+
+def benchmarks(root: Path) -> dict[str, str]:
+    """Names of the benchmarks that pytest runs, and their files; `benchmarks/results/NAME.csv` is what they record."""
+    files = sorted(path for path in root.glob("benchmarks/bench_*.py") if "\ndef test_" in path.read_text())
+    return {path.stem.removeprefix("bench_"): str(path.relative_to(root)) for path in files}

@@ -15,7 +15,7 @@ import numpy as np
 from ..data.download import download
 from ..train.run import RUN
 from ..train.start import SAMPLE, open_data
-from .bench import checkout
+from .bench import benchmarks, checkout
 
 EXAMPLE = """  patchrec-fast demo
   patchrec-fast demo --data path/to/data/ml-1m --steps 400 --out report"""
@@ -90,7 +90,8 @@ def stages(data: str, longest: int, out: Path, steps: int, samples: int) -> Iter
         parent = str(Path(data).resolve().parent) if Path(data).name == _DOWNLOADED else ""  # empty: the generated one
         flags = ["--data", parent, "--out", str(out)]
         yield "compress against its peers", [sys.executable, "-m", "benchmarks.demo", *flags]
-        seen += ["--bench", *map(str, sorted(root.glob("benchmarks/results/*.csv")))]
+        recorded = [root / "benchmarks" / "results" / f"{name}.csv" for name in benchmarks(root)]
+        seen += ["--bench", *(str(file) for file in recorded if file.is_file())]
     yield "Report", [_PROGRAM, "report", "--out", str(out / "report.html"), *seen]
 
 

@@ -12,7 +12,7 @@ from ..train.start import SAMPLE, open_data
 from .models import check_folder
 
 EXAMPLE = """  patchrec-fast report --out report.html --run runs/text runs/pft-s --evaluation runs/*/test
-  patchrec-fast report --out report.html --profile runs/profile --bench benchmarks/results/*.csv --data data/ml-1m"""
+  patchrec-fast report --out r.html --profile runs/profile --bench benchmarks/results/compress.csv --data sample"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

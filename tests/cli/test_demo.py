@@ -7,6 +7,7 @@ import pytest
 
 from patchrec_fast.cli import demo
 from patchrec_fast.cli.main import main, parser_of
+from patchrec_fast.report import inputs
 
 
 def test_its_commands_parse(tmp_path):
@@ -17,6 +18,7 @@ def test_its_commands_parse(tmp_path):
     written = {options.out for options in parsed}
     assert set(parsed[-1].run + parsed[-1].evaluation + parsed[-1].profile) == written - {parsed[-1].out}
     assert parsed[2].model == parsed[1].out
+    assert len(inputs.benchmarks(parsed[-1].bench)) >= 2  # every file of the repository's that it names is readable
     assert parsed[5].lengths == [50, 100, 200, 400]
 
 
