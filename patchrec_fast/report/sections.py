@@ -87,7 +87,12 @@ def _quality_plot(reports: Sequence[Report], ratios: Sequence[float | None], met
             value, low, high = report.metrics()[metric]
             series.append(Series(report.name, [ratio], [value], [low], [high], line=False))
     caption = f"{metric} on {samples}, with 95 % intervals over users. The ratio is that of whole prompts."
-    return plot(series, caption, x="times fewer rows than text", y=metric)
+    baselines = {report.name: report.metrics()[metric].value for report in reports if not report.rows}
+    best = max(baselines, key=baselines.__getitem__, default=None)
+    if best is not None:
+        caption += f" The line is {best}, {baselines[best]:.4f}."
+    level = None if best is None else baselines[best]
+    return plot(series, caption, x="times fewer rows than text", y=metric, level=level)
 
 
 def _quality_table(reports: Sequence[Report], ratios: Sequence[float | None], samples: str) -> Table:

@@ -196,11 +196,15 @@ def test_without_a_text_run_there_is_no_plot_and_a_reason(made, folder):
 
 def test_what_json_printed_has_the_baselines(made, folder):
     popular = report("popularity", None, seconds=None, peak_memory=None, settings={})
+    chance = dataclasses.replace(popular, name="chance", ranks=[-1] * 4)
     for name in ("one", "two"):
-        content = {"report": report(name, 9.0).to_dict(), "baselines": [popular.to_dict()], "compared": {}}
+        baselines = [popular.to_dict(), chance.to_dict()]
+        content = {"report": report(name, 9.0).to_dict(), "baselines": baselines, "compared": {}}
         (folder / f"{name}.json").write_text(json.dumps(content))
     _, found = made("--evaluation", folder / "one.json", folder / "two.json")
-    assert found.text.count("popularity") == 1
+    assert found.text.count("popularity") == 2  # a row, and under the plot
+    assert found.text.count("chance") == 1
+    assert "The line is popularity, 0.7500" in found.text
 
 
 def test_savings_are_counted_by_the_packer():
