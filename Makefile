@@ -18,9 +18,10 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Everything but the Triton numerics: those need an interpreter that is chosen before Triton is imported.
+# Everything but the Triton numerics: those need an interpreter that is chosen before Triton is imported. Two processes
+# of one torch thread each: the models of the tests are too small to share out.
 unit: $(VENV)/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # One thread: the interpreter makes a torch call an instruction, each too small to share out (10 times slower on two).
 interpret: $(VENV)/ready

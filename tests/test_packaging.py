@@ -16,7 +16,12 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def source(tmp_path):
     """A copy of what a clone holds."""
-    ignored = shutil.ignore_patterns(".*", "build", "dist", "report", "*.so", "*.egg-info", "__pycache__")
+    made = ("build", "dist", "report")
+
+    def ignored(folder, names):
+        here = made if Path(folder) == ROOT else ()
+        return [n for n in names if n in here or n.startswith((".", "__pycache__")) or n.endswith((".so", ".egg-info"))]
+
     return Path(shutil.copytree(ROOT, tmp_path / "source", ignore=ignored))
 
 
