@@ -63,7 +63,8 @@ struct Term {
 };
 
 // Sorts by id and keeps the order of equal ids: radix sort from the lowest digit. A count for each id of the table
-// would be shorter, but to clear and scan 128 k counts took 0.4 ms for the 8 k tokens of 16 users; this takes 0.1.
+// would be shorter, but with 128 k of them to clear and scan, grouping the 8 k tokens of 16 users took 0.43 ms, and
+// takes 0.23 this way.
 void sort_by_id(std::unique_ptr<Term[]>& terms, std::unique_ptr<Term[]>& space, int64_t count, int64_t num_embeddings) {
   constexpr int kBits = 9, kBuckets = 1 << kBits;
   for (int shift = 0; shift < 31 && (num_embeddings - 1) >> shift > 0; shift += kBits) {

@@ -175,6 +175,8 @@ class Recommender:
     def rank(self, histories: Histories, items: ArrayLike, **options: Any) -> NDArray[np.int64]:
         """The rank of an item's title among all titles, by log-probability, 1 for the best: HR and NDCG at any K.
 
+        Titles with equal log-probabilities all get the last of their ranks, as in `evaluate.metrics`.
+
         Args:
             items: (B,) item ids, one for each history.
             options: as `scores`.
@@ -192,7 +194,7 @@ class Recommender:
         place = self.packer.catalogue.index(wanted)
         _, one_each = np.unique(self.trie.leaf_of(self.packer.catalogue.item_ids), return_index=True)
         table = self.scores(tuple(batch), **options)
-        return 1 + (table[:, one_each] > table[np.arange(len(table)), place][:, None]).sum(1)
+        return (table[:, one_each] >= table[np.arange(len(table)), place][:, None]).sum(1)
 
 
 class _Run:

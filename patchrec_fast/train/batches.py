@@ -157,7 +157,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         policy = self.stage.final if self.evaluation else self.stage.policy(one.progress)
         samples = np.tile(one.samples, 2) if self._twin else one.samples
         packer = _with_policy(self.packer, _Twin(policy) if self._twin else policy)
-        return packer.pack(*_take(self.samples, samples), seed=np.random.default_rng(one.seed)).model_inputs()
+        return packer.pack(*take(self.samples, samples), seed=np.random.default_rng(one.seed)).model_inputs()
 
     @staticmethod
     def collate(elements: list[dict[str, Any]]) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         packer.plan = False
         count = len(self.samples.targets)
         parts = (np.arange(first, min(first + _SAMPLES_AT_ONCE, count)) for first in range(0, count, _SAMPLES_AT_ONCE))
-        ends = [packer.pack(*_take(self.samples, part)).cu_seqlens.numpy() for part in parts]
+        ends = [packer.pack(*take(self.samples, part)).cu_seqlens.numpy() for part in parts]
         return np.concatenate([np.diff(end) for end in ends]).astype(np.int64) * (2 if self._twin else 1)
 
 
@@ -236,7 +236,7 @@ def _with_policy(packer: Packer, policy: Policy) -> Packer:
     return other
 
 
-def _take(
+def take(
     samples: Samples, places: NDArray[np.int64]
 ) -> tuple[tuple[NDArray[np.int32], NDArray[np.int64]], NDArray[np.int32]]:
     """The histories and targets at `places`."""

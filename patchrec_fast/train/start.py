@@ -13,7 +13,7 @@ import numpy as np
 from ..data import Dataset, Samples, generate, load, sample_tokenizer
 from ..layout import Prompt
 from ..layout.prompt import END, SEPARATOR, START
-from .batches import _take
+from .batches import take
 from .recipes import Recipe
 from .tiny import tiny_model
 
@@ -34,7 +34,7 @@ def some(samples: Samples, limit: int | None) -> Samples:
     count = len(samples.targets)
     if limit is None or limit >= count:
         return samples
-    return Samples(*_take(samples, np.arange(limit) * count // limit))
+    return Samples(*take(samples, np.arange(limit) * count // limit))
 
 
 def open_model(

@@ -84,6 +84,14 @@ def test_many_beams_are_exact(recommender, histories):
     np.testing.assert_array_equal(beam.items, exact.items)
 
 
+def test_a_tie_counts_against_the_item(recommender, histories, monkeypatch):
+    catalogue = recommender.packer.catalogue
+    flat = np.zeros((1, len(catalogue)), np.float32)
+    monkeypatch.setattr(type(recommender), "scores", lambda *args, **options: flat)
+    titles = len(decoders.titles(recommender.packer))
+    assert recommender.rank(histories[:1], catalogue.item_ids[:1]).tolist() == [titles]
+
+
 def test_rank(recommender, histories):
     exact = recommender.recommend(histories, k=9, method="exact").items
     for place in (0, 8):
