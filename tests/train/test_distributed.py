@@ -14,12 +14,10 @@ from tests.train import ranks
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
+def in_two_processes(module, folder):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, "-m", "tests.train.ranks", str(folder)],
+        [*command, "-m", module, str(folder)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -28,6 +26,11 @@ def folder(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return in_two_processes("tests.train.ranks", tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
@@ -48,5 +51,17 @@ def test_fsdp2_by_hand_has_the_gradients_of_one_process(folder, sample):
     expected = ranks.gradients(sample, 1, 0)
     for rank in range(2):
         found = np.load(folder / f"gradients-{rank}.npz")
+        for name in expected:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_zero3_has_the_gradients_of_one_process(sample, tmp_path):
+    pytest.importorskip("deepspeed")
+    in_two_processes("tests.train.zero3", tmp_path)
+    expected = ranks.gradients(sample, 1, 0)
+    for rank in range(2):
+        found = np.load(tmp_path / f"zero3-{rank}.npz")
+        assert found["whole"] == 0
+        assert found["fused"]
         for name in expected:
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
