@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding on one core: ours against transformers' cached beam search and against the released protocol.
+"""Decoding on one core: ours against transformers' cached beam search and the released protocol, and policies of ours.
 
-Nothing is timed before its answers are the peer's. The model is random: 4 layers of width 256 under the tokenizer's
-whole vocabulary. A random model knows no title, which is the worst case for `exact`: it has no bound to prune by.
+Nothing is timed before its answers are the peer's, or, where no peer has the same question (probabilities among title
+tokens alone), brute force's. The model is random: 4 layers of width 256 under the tokenizer's whole vocabulary. A
+random model knows no title, which is the worst case for `exact`: it has no bound to prune by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from .peers import decode_generate, decode_released
 from .results import Row
 from .source import Source
 
+CATALOGUE = "catalogue"  # the cheap normalisation
 USERS, ITEMS, BEAMS = 4, 100, 20
 POLICIES: dict[str, Policy] = {"Text()": Text(), "SessionPatches(5)": SessionPatches(5)}
 LONG = SETTINGS[:3]  # the last, whole histories as text, takes the peers minutes a user: 20 prompts of 6,500 rows
@@ -70,6 +73,15 @@ def check(rec: Recommender, histories: list[list[int]], method: Any, peer: Decod
     assert np.allclose(mine.scores, scores, atol=1e-3), f"{method}: other scores than the peer's"
 
 
+def check_catalogue(rec: Recommender, histories: list[list[int]], method: Any) -> None:
+    """Raises AssertionError where log-probabilities among title tokens are not those of every title's table."""
+    mine = rec.recommend(histories, BEAMS, method, normalize=CATALOGUE)
+    table = rec.scores(histories, normalize=CATALOGUE)
+    place = rec.packer.catalogue.index(mine.items.reshape(-1)).reshape(mine.items.shape)
+    expected = np.take_along_axis(table, place, axis=1)
+    assert np.allclose(mine.log_probs, expected, atol=1e-3), f"{method}: other log-probabilities than brute force"
+
+
 def rows(timings: list[harness.Timing], users: int) -> list[Row]:
     """Milliseconds a user, and times faster than the peer, the last of the timings."""
     return [
@@ -84,20 +96,30 @@ def rows(timings: list[harness.Timing], users: int) -> list[Row]:
     ]
 
 
-def contest(rec: Recommender, histories: list[list[int]], method: Any, settings: Settings) -> list[Row]:
-    """Checks and times a method and its peer on one core; beside "beam", also "exact"."""
-    name, peer = PEERS[method]
-    calls: dict[str, harness.Call] = {f"{OURS} {method}": lambda round_: rec.recommend(histories, BEAMS, method)}
-    if method == "beam":
-        calls[f"{OURS} exact"] = lambda round_: rec.recommend(histories, BEAMS, "exact")
-    calls[name] = lambda round_: peer(rec.model, rec.packer, histories, BEAMS)
+@contextmanager
+def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        check(rec, histories, method, peer)
-        return rows(harness.measure(calls, **settings.rounds), len(histories))
+        yield
     finally:
         torch.set_num_threads(threads)
+
+
+def contest(rec: Recommender, histories: list[list[int]], method: Any, settings: Settings) -> list[Row]:
+    """Checks and times a method and its peer on one core; beside "beam", also "exact"."""
+    name, peer = PEERS[method]
+    calls: dict[str, harness.Call] = {
+        f"{OURS} {method}": lambda round_: rec.recommend(histories, BEAMS, method),
+        f"{OURS} {method}, {CATALOGUE}": lambda round_: rec.recommend(histories, BEAMS, method, normalize=CATALOGUE),
+    }
+    if method == "beam":
+        calls[f"{OURS} exact"] = lambda round_: rec.recommend(histories, BEAMS, "exact")
+    calls[name] = lambda round_: peer(rec.model, rec.packer, histories, BEAMS)
+    with one_thread():
+        check(rec, histories, method, peer)
+        check_catalogue(rec, histories, method)
+        return rows(harness.measure(calls, **settings.rounds), len(histories))
 
 
 @pytest.mark.parametrize("method", PEERS)
@@ -127,3 +149,26 @@ def test_long_users(
     record("decode", measured, {"data": source.label, "users": len(histories), "beams": BEAMS, "policy": setting.name})
     benchmark.group = "decoding for long users"
     benchmark.pedantic(rec.recommend, args=(histories, BEAMS, method), rounds=2)
+
+
+@pytest.mark.parametrize("length", ["100 items", "long"])
+def test_policies(length: str, settings: Settings, record: Recorder, benchmark: BenchmarkFixture) -> None:
+    """Ours under each policy, against ours on text that is not cut."""
+    source = settings.source("ml-1m")
+    users = 1 if settings.quick else USERS
+    if length == "long":
+        histories = [history.tolist() for history in long_histories(source.dataset, limit=users)]
+        compared = SETTINGS
+    else:
+        histories = histories_of(source, users)
+        compared = tuple(Setting(name, policy, ITEMS) for name, policy in reversed(POLICIES.items()))
+    model = tiny(source.prompt.num_embeddings, settings.quick)
+    calls: dict[str, harness.Call] = {}
+    for setting in compared:
+        rec = Recommender(model, Packer(source.catalogue, source.prompt, setting.policy, setting.max_items))
+        calls[f"{OURS}, {setting.name}"] = lambda round_, rec=rec: rec.recommend(histories, BEAMS)  # type: ignore[misc]
+    with one_thread():
+        measured = rows(harness.measure(calls, **settings.rounds), users)
+    record("decode", measured, {"data": source.label, "users": users, "beams": BEAMS, "policy": f"ours, {length}"})
+    benchmark.group = "decoding by policy"
+    benchmark.pedantic(rec.recommend, args=(histories, BEAMS), rounds=1)
