@@ -55,8 +55,8 @@ def time_bars(axes: Any, rows: Sequence[dict[str, Any]], title: str) -> None:
     axes.barh(names, times, color=[COLOURS[name] for name in names], height=0.7)
     for place, (row, ms) in enumerate(zip(rows, times, strict=True)):
         weight = "bold" if row["contestant"] == OURS else "normal"
-        at = ms + max(times) / 100
-        axes.text(at, place, f"{ms:.3g} ms", va="center", fontsize=8, fontweight=weight)
+        shown = f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.3g} ms"
+        axes.text(ms + max(times) / 100, place, shown, va="center", fontsize=8, fontweight=weight)
     axes.set_xlim(0, max(times) * 1.15)
     axes.set_title(title, fontsize=9, loc="left")
     axes.tick_params(labelsize=8)

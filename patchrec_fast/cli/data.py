@@ -70,6 +70,8 @@ def _action(actions: Any, name: str, perform: Callable[..., Any], text: str, exa
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print the result as a line of JSON")
+    # Without a default: that would take away the one given before the action.
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show an error's traceback")
     parser.set_defaults(perform=perform)
     return parser
 

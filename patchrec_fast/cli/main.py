@@ -9,6 +9,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .. import __version__
 from .completion import SHELLS, script
@@ -27,6 +28,13 @@ COMMANDS = {
 _USAGE = "patchrec-fast COMMAND [options]\n       patchrec-fast COMMAND --help"
 # What bad input, missing files and missing packages raise; anything else is a defect and keeps its traceback.
 _EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError, KeyboardInterrupt)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with an option; `--help` has the rest, a page of it for some commands."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser_of(name: str) -> argparse.ArgumentParser:
     """The parser of one of `COMMANDS`; what it parses has `command`, which runs it."""
     module = importlib.import_module(f".{name}", __package__)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         f"patchrec-fast {name}",
         description=COMMANDS[name][0].upper() + COMMANDS[name][1:] + ".",
         epilog="example:\n" + module.EXAMPLE,
@@ -76,7 +84,7 @@ def _front(given: list[str]) -> None:
     """The help of the program itself, or the error of a command that does not exist."""
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "patchrec-fast",
         usage=_USAGE,
         description="Recommend with language models over very long user histories.",

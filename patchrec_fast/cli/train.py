@@ -31,12 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--recipe", help=f"TOML file or {', '.join(BUILT_IN)} (default: {TINY} for the tiny model, else none)")
     add(
         "--tokenizer",
-        help=f"for the tiny model: folder of a tokenizer that is cut to what the titles need (default: "
-        f"$PATCHREC_FAST_TOKENIZER; with --data {SAMPLE}, its own)",
+        help=f'for the tiny model: folder of a tokenizer that is cut to what the titles need, or "{SAMPLE}" for a '
+        f"small one trained on them (default: $PATCHREC_FAST_TOKENIZER; with --data {SAMPLE}, that)",
     )
     add("--resume", action="store_true", help="go on from the last whole checkpoint of --out")
     add("--json", action="store_true", help="print the result as a line of JSON")
-    keys = parser.add_argument_group("keys of the recipe")
+    keys = parser.add_argument_group("keys of the recipe (defaults: those without a recipe)")
     for field in dataclasses.fields(Recipe):
         keys.add_argument(f"--{field.name.replace('_', '-')}", **_option(field))
 

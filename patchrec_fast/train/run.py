@@ -73,7 +73,7 @@ def train(
         stage: one of `STAGES`.
         model: a Hugging Face folder, such as the output of a former stage, or a hub name; or "tiny".
         data: a folder in the prepared format, or "sample" for the generated one.
-        out: the output folder; new or empty, unless resuming.
+        out: the output folder; new, empty or of a run that failed before its first loss, unless resuming.
         tokenizer: only for "tiny": a folder, or "sample".
         resume: go on from the newest whole checkpoint of `out`, or from the start where it has none yet; the weights
             come out bit for bit as if nothing had happened. A finished run is left as it is.
@@ -117,10 +117,12 @@ def train(
 
 
 def _prepare(folder: Path, recipe: Recipe, run: dict[str, Any], resume: bool) -> None:
-    """Claims a new output folder, or checks that it belongs to the same run."""
+    """Claims a new output folder, or one whose run never started, or checks that it belongs to the same run."""
     if not resume:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"out: {folder} is not empty; give a new folder, or resume the run that it holds")
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"out: {folder} is a file, expected a folder that is new or empty")
+        if folder.exists() and {path.name for path in folder.iterdir()} not in (set(), {RECIPE, RUN}):
+            raise ValueError(f"out: {folder} is not empty; give a new folder, or --resume the run that it holds")
         folder.mkdir(parents=True, exist_ok=True)
         recipe.save(folder / RECIPE)
         versions = {name: importlib.metadata.version(name) for name in _PACKAGES if _installed(name)}

@@ -122,4 +122,4 @@ def _check_folder(name: str | os.PathLike[str], what: str, holds: str) -> None:
     if path.is_dir() and not (path / holds).is_file():
         raise FileNotFoundError(f"{what}: {path} has no {holds}, expected a folder of a Hugging Face {what}")
     if not path.is_dir() and (path.exists() or path.is_absolute() or len(path.parts) != 2 or path.parts[0] in ".."):
-        raise FileNotFoundError(f"{what}: no folder {path}")
+        raise FileNotFoundError(f"{what}: no folder {path}; a hub name has the form owner/name")

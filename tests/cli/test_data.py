@@ -147,3 +147,10 @@ def test_an_action_is_needed(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["data"])
     assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("words", [["--debug", "stats", "nowhere"], ["stats", "nowhere", "--debug"]])
+def test_debug_before_or_after_the_action(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        main(["data", *words])

@@ -57,6 +57,16 @@ def test_an_unknown_command_is_a_usage_error(capsys):
     assert "trian" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["train", "--stage", "pfts"], ["data"], ["data", "stats"], ["info", "--wrong"]])
+def test_a_wrong_option_is_one_line_too(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert shown.endswith("--help\n")
+
+
 @pytest.mark.parametrize("error", [ValueError("two\nlines"), OSError("disk"), ImportError("pip install x")])
 def test_an_error_is_one_line(error, failing, capsys):
     failing(error)

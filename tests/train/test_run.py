@@ -330,6 +330,21 @@ def test_the_output_folder_is_not_written_over(run, tmp_path):
         run("out", resume=True)
 
 
+def test_a_start_that_failed_does_not_hold_its_folder(run, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        run("out", model=tmp_path / "nowhere")
+    assert run("out", steps=1)["steps"] == 1
+    with pytest.raises(ValueError, match="is not empty"):
+        run("out", steps=1)
+
+
+def test_an_output_folder_that_is_a_file(run, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match="out is a file"):
+        run("out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_a_loss_that_is_not_finite(run, tmp_path):
     with pytest.raises(FloatingPointError, match=r"not finite; its tensors are in .*\.npz"):
         run("out", learning_rate=1e30, schedule="constant", clip=0.0)
