@@ -7,7 +7,7 @@ own sdpa with the mask that sdpa would get. Kernels, by preference:
 - `varlen`: memory linear in rows. CUDA: torch's `varlen_attn`, which follows `activate_flash_attention_impl("FA3")`.
   CPU: torch's flash kernel one sequence at a time, as one operator that a compiler sees as a whole.
 - `fa2`: the flash-attn package, which has dropout and soft-capping.
-- `masked`: any device and dtype, with a (R, R) mask: sdpa, or plain PyTorch where logits are soft-capped.
+- `masked`: any device and dtype, with an (R, S) mask of all keys: sdpa, or plain PyTorch where logits are soft-capped.
 
 The implementation's name stands for the first that can serve; `patchrec_varlen.<kernel>` serves or raises. The
 names avoid the word "flash", by which transformers recognises its own implementations.
@@ -78,7 +78,8 @@ def attend(
         softcap: logits become `softcap * tanh(logits / softcap)`.
         kernel: one of KERNELS, or "auto".
         kwargs: the model's other arguments; `cu_seq_lens_q` (B + 1,) int32 and `max_length_q` make a packed call;
-            a `tree` (`patchrec_fast.hf.cache.TreeCache`) keeps a packed call's keys and values, and serves the others.
+            a `tree` (`patchrec_fast.hf.cache.TreeCache`) keeps a packed call's keys and values, and serves the others;
+            `cu_seq_lens_k` and `max_length_k` count what it puts before the rows of a packed call too.
 
     Raises:
         ValueError: what no path here computes (attention sinks; packed rows with a cache, a position bias, in several
@@ -111,7 +112,7 @@ def attend(
         raise ValueError(f"{type(module).__name__} is not causal; {NAME} packs causal attention only")
     q, k, v = (x[0].transpose(0, 1) for x in _one_dtype(query, key, value))  # (R, H, D)
     if tree is not None:
-        tree.keep(module.layer_idx, k, v)
+        k, v = tree.keep(module.layer_idx, k, v)
     out = packed_attention(
         q,
         k,
@@ -123,6 +124,8 @@ def attend(
         dropout=dropout,
         softcap=softcap,
         kernel=kernel,
+        cu_seqlens_k=kwargs.get("cu_seq_lens_k"),
+        max_seqlen_k=kwargs.get("max_length_k"),
     )
     return out.unsqueeze(0), None
 
@@ -157,19 +160,23 @@ def packed_attention(
     dropout: float = 0.0,
     softcap: float | None = None,
     kernel: str = "auto",
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None,
 ) -> Tensor:
     """Causal attention of each row to the rows of its own sequence.
 
     Args:
         query: (R, Hq, D) in any floating dtype.
-        key, value: (R, Hk, D) and (R, Hk, Dv); Hk divides Hq.
-        cu_seqlens: (B + 1,) int32; sequence b is the rows `cu_seqlens[b]:cu_seqlens[b + 1]`.
-        max_seqlen: the longest sequence's rows, on the host.
+        key, value: (S, Hk, D) and (S, Hk, Dv); Hk divides Hq.
+        cu_seqlens: (B + 1,) int32; sequence b's queries are `cu_seqlens[b]:cu_seqlens[b + 1]`.
+        max_seqlen: the longest sequence's queries, on the host.
         scale: of the logits; None is `D ** -0.5`.
         window: how many rows a row sees, itself included; None is all before it.
         dropout: probability, of attention weights.
         softcap: logits become `softcap * tanh(logits / softcap)`.
         kernel: one of KERNELS, or "auto".
+        cu_seqlens_k, max_seqlen_k: the same of keys, at least as many in each sequence; the queries are its last
+            rows. None where every row is a query.
 
     Returns:
         (R, Hq, Dv).
@@ -179,6 +186,8 @@ def packed_attention(
         ValueError: cu_seqlens that do not divide the rows (on the CPU), an unknown kernel.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    cu_seqlens_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
+    lengths = (cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen if max_seqlen_k is None else max_seqlen_k)
     drops = False
     if dropout > 0:  # compiled in training mode the rate is symbolic: a branch makes a guard, a comparison does not
         drops = True
@@ -191,7 +200,7 @@ def packed_attention(
         softcap=softcap is not None,
     )
     if chosen == "masked":
-        allowed = _within_segments(cu_seqlens, query.shape[0], window)  # (R, R)
+        allowed = _within_segments(cu_seqlens, cu_seqlens_k, query.shape[0], key.shape[0], window)  # (R, S)
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
         return _dense(q, k, v, allowed, scale, dropout, softcap)[0].transpose(0, 1)
     if chosen == "fa2":
@@ -201,10 +210,7 @@ def packed_attention(
             query,
             key,
             value,
-            cu_seqlens,
-            cu_seqlens,
-            max_seqlen,
-            max_seqlen,
+            *lengths,
             dropout_p=dropout,
             softmax_scale=scale,
             causal=True,
@@ -212,10 +218,9 @@ def packed_attention(
             softcap=softcap or 0.0,
         )
     if query.device.type == "cpu":
-        return varlen_attention(query, key, value, cu_seqlens, scale, window)
+        return varlen_attention(query, key, value, cu_seqlens, scale, window, cu_seqlens_k)
     from torch.nn.attention.varlen import varlen_attn
 
-    lengths = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
     options: dict[str, Any] = {"scale": scale, "window_size": _window(window), **_grouped()}
     return cast(Tensor, varlen_attn(query, key, value, *lengths, **options))
 
@@ -313,13 +318,21 @@ def _absent(kernel: str, device_type: str) -> str | None:
     return None if (major, minor) >= (2, 6) else f"it needs flash-attn>=2.6, got {version}; pip install -U flash-attn"
 
 
-def _within_segments(cu_seqlens: Tensor, rows: int, window: int | None) -> Tensor:
-    """(R, R) bool: column's row is in the row's sequence, not after it, and inside the window."""
-    row = torch.arange(rows, device=cu_seqlens.device)
-    segment = torch.searchsorted(cu_seqlens[1:].contiguous(), row, right=True)
-    back = row.unsqueeze(1) - row  # how far before the row
-    allowed = (segment.unsqueeze(1) == segment) & (back >= 0)
+def _within_segments(cu_seqlens: Tensor, cu_seqlens_k: Tensor, queries: int, keys: int, window: int | None) -> Tensor:
+    """(R, S) bool: the key's row is in the query's sequence, not after it, and inside the window."""
+    segment, left = _places(cu_seqlens, queries)
+    segment_k, left_k = _places(cu_seqlens_k, keys)
+    back = left_k - left.unsqueeze(1)  # how far before the query
+    allowed = (segment.unsqueeze(1) == segment_k) & (back >= 0)
     return allowed if window is None else allowed & (back < window)
+
+
+def _places(cu_seqlens: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """(R,) each row's sequence, and how many rows of it are left, its own included."""
+    row = torch.arange(rows, device=cu_seqlens.device)
+    ends = cu_seqlens[1:].contiguous()
+    segment = torch.searchsorted(ends, row, right=True).clamp(max=len(ends) - 1)  # a GPU dies of a place beyond
+    return segment, ends[segment] - row
 
 
 def _dense(

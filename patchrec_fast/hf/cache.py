@@ -5,6 +5,7 @@ A row of a tree sees its own user's prompt, the rows on its path from the root, 
 once and shared: its keys are neither repeated for the branches nor reordered when branches die. So the attention of a
 row is two parts, prompt and path, each with its log-sum-exp, and the parts are merged by those (as in
 FlashAttention's split over keys; Hydragen, arXiv 2402.05099, and Cascade inference do it with a shared prefix).
+The rows that all prompts begin with, the trunk, are computed once too: with the first prompt.
 
 A model takes part through the attention implementation alone: `tree=TreeCache(...)` among its keyword arguments
 reaches `patchrec_fast.hf.attention.attend` in each layer. A packed call leaves its keys and values here, and a call
@@ -20,6 +21,9 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 Part = tuple[Tensor, Tensor]
 """What a set of keys gives a row: the mean of values (n, Hk, G, D) float32, and the log-sum-exp (n, Hk, G)."""
+
+Trunk = dict[int, tuple[Tensor, Tensor]]
+"""By layer: keys and values (P, Hk, D) of the rows that all prompts begin with."""
 
 
 class Rows(NamedTuple):
@@ -39,9 +43,18 @@ class TreeCache:
         count: the number that the next row gets; the trees' roots, the ends of the prompts, are 0 to B - 1.
     """
 
-    def __init__(self, lengths: list[int]) -> None:
+    def __init__(self, lengths: list[int], left_out: list[int] | None = None, trunk: Trunk | None = None) -> None:
+        """Set up.
+
+        Args:
+            lengths: (B,) rows of each prompt.
+            left_out: (B,) how many of them, the first, the packed call does not have; None is 0.
+            trunk: has the rows left out; None where the first prompt has them, in the packed call.
+        """
         self.lengths = lengths
         self.count = len(lengths)
+        self._left_out = [0] * len(lengths) if left_out is None else left_out
+        self._trunk = trunk
         self._prompts: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys and values (R, Hk, D)
         self._padded: dict[int, tuple[Tensor, Tensor]] = {}  # the same, (B, Hk, S, D), where a kernel needs that
         self._trees: dict[int, Tensor] = {}  # (2, capacity, Hk, D)
@@ -57,9 +70,22 @@ class TreeCache:
         self.count += len(self._rows.user)
         self._rows = None
 
-    def keep(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """A layer's keys and values of all prompts, (R, Hk, D)."""
+    def keep(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes a layer's keys and values of the packed call, (R, Hk, D); gives those of the whole prompts."""
+        if any(self._left_out):
+            before = (key, value) if self._trunk is None else self._trunk[layer]
+            key, value = self._whole(before[0], key), self._whole(before[1], value)
         self._prompts[layer] = key, value
+        return key, value
+
+    def _whole(self, before: Tensor, rows: Tensor) -> Tensor:
+        read = rows.split([length - missing for length, missing in zip(self.lengths, self._left_out, strict=True)])
+        pairs = zip(self._left_out, read, strict=True)
+        return torch.cat([part for missing, own in pairs for part in (before[:missing], own)])
+
+    def trunk(self, rows: int) -> Trunk:
+        """The first rows of the prompts, read, for the next batch; a copy, so that it keeps no more than that."""
+        return {layer: (key[:rows].clone(), value[:rows].clone()) for layer, (key, value) in self._prompts.items()}
 
     def attend(
         self,

@@ -27,7 +27,8 @@ class PackedBatch:
             them.
         cu_seqlens: (B + 1,) int32, the rows of user b are `cu_seqlens[b]:cu_seqlens[b + 1]`.
         max_seqlen: the most rows of a user.
-        position_ids: (R,) int64, rows counted from 0 for each user.
+        position_ids: (R,) int64, rows counted from 0 for each user; from the length of the prefix for users who were
+            packed without it (`Packer.pack`).
         labels: (R,) int64, the row's own token where it is supervised and -100 elsewhere (not
             shifted: the loss shifts); None without targets.
         plan: what `Packer(..., plan=True)` prepared for the compress op, else None.

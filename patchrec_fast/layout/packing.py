@@ -110,6 +110,7 @@ class Packer:
         histories: Histories,
         targets: ArrayLike | None = None,
         seed: int | np.random.Generator | None = None,
+        prefixes: int | None = None,
     ) -> PackedBatch:
         """Build one batch.
 
@@ -121,6 +122,8 @@ class Packer:
                 prompt.
             seed: for a random policy: the same seed gives the same batch; None draws fresh entropy.
                 A Generator is used, and advanced, as it is.
+            prefixes: how many users, the first ones, get the rows before the history; None is all. They are the same
+                for all users, so that one may read them for the others, whose positions count them still.
 
         Returns:
             PackedBatch on the CPU.
@@ -128,14 +131,18 @@ class Packer:
         Raises:
             TypeError: ids that are not integers.
             ValueError: no users, a user without items, an unknown item, a number of targets that is
-                not the number of users, or a batch of more than 2**31 - 1 tokens.
+                not the number of users, prefixes < 0, or a batch of more than 2**31 - 1 tokens.
         """
+        if prefixes is not None:
+            check_count("prefixes", prefixes, minimum=0)
         flat, offsets = flatten(histories)
         items, lengths = newest(flat, offsets, self.max_items)
         position = self.catalogue.index(items)  # (N,)
         target = None if targets is None else self._targets(targets, users=len(lengths))
         found = units(self.policy, lengths, np.random.default_rng(seed))
-        pieces, first, last = self._pieces(position[found.kept], found, target)
+        before = np.zeros(len(lengths), np.int64)  # (B,) rows of the prefix
+        before[:prefixes] = len(self.prompt.prefix)
+        pieces, first, last = self._pieces(position[found.kept], found, target, before)
 
         token_at = csr_offsets(pieces.tokens)  # (P + 1,) and so the next two
         item_at = csr_offsets(pieces.items)
@@ -162,7 +169,7 @@ class Packer:
             offsets=batch_offsets,
             cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
             max_seqlen=int(rows.max()),
-            position_ids=torch.from_numpy(counting(np.zeros_like(rows), rows)),
+            position_ids=torch.from_numpy(counting(len(self.prompt.prefix) - before, rows)),
             labels=None if labels is None else torch.from_numpy(labels),
             plan=_make_plan(batch_ids, batch_offsets) if self.plan else None,
         )
@@ -174,7 +181,11 @@ class Packer:
         return self.catalogue.index(ids)
 
     def _pieces(
-        self, position: NDArray[np.int64], found: Units, target: NDArray[np.int64] | None
+        self,
+        position: NDArray[np.int64],
+        found: Units,
+        target: NDArray[np.int64] | None,
+        before: NDArray[np.int64],
     ) -> tuple[_Pieces, NDArray[np.int64], NDArray[np.int64]]:
         """All pieces, a sentinel last; (B + 1,) each user's first; (B,) each user's last."""
         pool = self._pool
@@ -200,7 +211,7 @@ class Packer:
         last = begin[1:] - 1
         pieces = np.empty((len(_Pieces._fields), begin[-1] + 1), np.int64)  # (4, P)
         pieces[:, counting(begin[:-1] + 1, found.lengths)] = history
-        pieces[:, begin[:-1]] = _text(0, len(self.prompt.prefix))
+        pieces[:, begin[:-1]] = _text(0, before)
         pieces[:, begin[:-1] + found.lengths + 1] = _text(pool.suffix, len(self.prompt.suffix))
         if target is not None:
             answer = pool.lengths[target] + 1  # end-of-turn
@@ -216,9 +227,10 @@ def _make_plan(ids: torch.Tensor, offsets: tuple[torch.Tensor, torch.Tensor]) ->
     return make_plan(ids, offsets)
 
 
-def _text(start: int, tokens: int) -> NDArray[np.int64]:
-    """One piece of plain text, to be broadcast over users: (4, 1)."""
-    return np.array([[start], [tokens], [tokens], [tokens]])
+def _text(start: int, tokens: ArrayLike) -> NDArray[np.int64]:
+    """A piece of plain text for each user, (4, B), or one to be broadcast over users, (4, 1)."""
+    count = np.atleast_1d(np.asarray(tokens, np.int64))
+    return np.stack([np.full_like(count, start), count, count, count])
 
 
 def _pool(catalogue: Catalogue, prompt: Prompt, patch_base: int | None) -> _Pool:

@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..hf.cache import Rows, TreeCache
+from ..hf.cache import Rows, TreeCache, Trunk
 from ..layout import PackedBatch
 from .head import Head
 from .trie import Trie
@@ -35,6 +36,7 @@ class Reader:
     Attributes:
         trie: on the model's device.
         users: B.
+        rows: of the prompts, those that one user read for the others counted for each.
         asked: (B,) int64, how many nodes' children have been asked about.
     """
 
@@ -46,29 +48,38 @@ class Reader:
         batch: PackedBatch,
         normalize: Normalize = "vocab",
         closed: Tensor | None = None,
+        trunk: Trunk | None = None,
     ) -> None:
         """Reads the prompts: one packed call of an attached model.
 
         Args:
-            batch: without targets, in host memory.
+            batch: without targets, in host memory; with the prefix of the first user alone, or of none.
             normalize: a token's probability is its share among all V tokens, among the tokens that titles use, or
                 among the children of its parent.
             closed: (C,) int64 sorted, `user * N + node` of nodes that the user must not enter; None for none.
+            trunk: the prefix, read with another batch; None where the first user has it.
         """
         device = trie.token.device
         self.trie, self.users = trie, len(batch)
         self._model, self._head, self._closed = model, head, closed
         self._normalize = normalize
         self._short: Head | None = None  # of title tokens alone
-        lengths = batch.cu_seqlens.diff()
-        self._cache = TreeCache(lengths.tolist())
-        self._lengths = lengths.to(device)
-        last = (batch.cu_seqlens[1:].long() - 1).to(device)
+        last = batch.cu_seqlens[1:].long() - 1
+        lengths = batch.position_ids[last] + 1  # (B,) of the whole prompts
+        left_out = batch.position_ids[batch.cu_seqlens[:-1].long()]
+        self._cache = TreeCache(lengths.tolist(), left_out.tolist(), trunk)
+        self._lengths, last, self.rows = lengths.to(device), last.to(device), int(lengths.sum())
         inputs = {"max_id": int(batch.ids.max()), **batch.to(device).model_inputs()}
+        inputs["cu_seq_lens_k"] = F.pad(lengths.cumsum(0), (1, 0)).int().to(device)
+        inputs["max_length_k"] = int(lengths.max())
         self._hidden = self._call(**inputs, logits_to_keep=last)  # (B, d), then a row for each node read
         self._depths = torch.zeros(self.users, dtype=torch.int64, device=device)  # of each row
         self._paths = torch.full((self.users, trie.depth), -1, device=device)  # (rows, A) rows by depth, itself last
         self.asked = torch.zeros_like(self._depths)
+
+    def trunk(self, rows: int) -> Trunk:
+        """The first rows of the prompts, before any node is read."""
+        return self._cache.trunk(rows)
 
     def _call(self, **inputs: Any) -> Tensor:
         """The last hidden states, (rows, d)."""

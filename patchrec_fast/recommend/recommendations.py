@@ -21,7 +21,8 @@ class Recommendations:
         log_probs: (B, k) float32, the log-probability of the title and its end; -inf beside -1.
         scores: (B, k) float32, by which they are ordered: log_probs, unless lengths or repetitions are penalised.
         scored: (B,) int64, how many trie nodes' children were given probabilities.
-        rows: prompt rows that were read, of all users.
+        rows: of the prompts, of all users: the language model's tokens. The prefix counts for each user, though all
+            users of a call share one reading of it.
         seconds: wall time of all users by part: "pack", "prompt" and "decode".
         catalogue: of the items.
     """

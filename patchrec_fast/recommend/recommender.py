@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..hf.attach import attach
 from ..hf.attention import is_ours
+from ..hf.cache import Trunk
 from ..layout import Packer
 from ..layout.histories import Histories, flatten, integers
 from ..layout.policies import check_count
@@ -51,8 +52,8 @@ class Recommender:
     """Decodes over a catalogue with a causal language model. An answer is always a title of the catalogue.
 
     The model is used as it is at each call: in evaluation mode, attached with `patchrec_fast.attach` where it is not
-    yet, and left as it was found. A prompt is read once for all branches (`patchrec_fast.hf.cache`). The part of the
-    prompts before the history, the same for all users, is read again for each.
+    yet, and left as it was found. A prompt is read once for all branches, and the part of the prompts before the
+    history, the same for all users, once a call (`patchrec_fast.hf.cache`).
 
     Attributes:
         model, packer: as given.
@@ -206,6 +207,7 @@ class _Run:
         self.rec, self.normalize, self.exclude_seen = rec, normalize, exclude_seen
         self.device = next(rec.model.parameters()).device
         self.trie = rec.trie.to(self.device)
+        self.trunk: Trunk | None = None
         self.rows = 0
         self.seconds = {"pack": 0.0, "prompt": 0.0, "decode": 0.0}
 
@@ -244,13 +246,15 @@ class _Run:
 
     def _one(self, batch: _Batch, decode: Callable[[Reader], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Tensor]:
         with self._part("pack"):
-            packed = self.rec.packer.pack(tuple(batch), seed=0)
+            packed = self.rec.packer.pack(tuple(batch), seed=0, prefixes=int(self.trunk is None))
             closed = self._seen(batch) if self.exclude_seen else None
         with self._part("prompt"):
-            reader = Reader(self.rec.model, self.rec._head, self.trie, packed, self.normalize, closed)
+            reader = Reader(self.rec.model, self.rec._head, self.trie, packed, self.normalize, closed, self.trunk)
+            if self.trunk is None and not _rotates_by_length(self.rec.model):
+                self.trunk = reader.trunk(len(self.rec.packer.prompt.prefix))
         with self._part("decode"):
             made = decode(reader)
-        self.rows += int(packed.cu_seqlens[-1])
+        self.rows += reader.rows
         return tuple(each.cpu() for each in made), reader.asked.cpu()
 
     def _seen(self, batch: _Batch) -> Tensor | None:
@@ -278,6 +282,12 @@ class _Run:
             if cuda:
                 torch.cuda.nvtx.range_pop()
             self.seconds[name] += time.perf_counter() - began
+
+
+def _rotates_by_length(model: Any) -> bool:
+    """Whether rotary embeddings depend on the longest position of a call: then each batch needs keys of its own."""
+    kinds = (str(getattr(module, "rope_type", "")) for module in model.modules())  # one, or one a type of layers
+    return any("dynamic" in kind or "longrope" in kind for kind in kinds)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packed attention against float64 by brute force, and which kernel serves what."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -26,14 +28,16 @@ def inputs(lengths, heads, width=16, dtype=torch.float32, seed=0):
     return query, key, value, bounds
 
 
-def brute(query, key, value, bounds, scale, window=None, softcap=None):
-    """(R, Hq, D) in the inputs' dtype, a row, a head and a sequence at a time."""
+def brute(query, key, value, bounds, scale, window=None, softcap=None, bounds_k=None):
+    """(R, Hq, D) in the inputs' dtype, a row, a head and a sequence at a time; queries are their keys' last rows."""
     groups = query.shape[1] // key.shape[1]
+    bounds_k = bounds if bounds_k is None else bounds_k
     out = []
-    for start, end in zip(bounds.tolist(), bounds.tolist()[1:], strict=False):
+    for (start, end), (start_k, end_k) in zip(pairwise(bounds.tolist()), pairwise(bounds_k.tolist()), strict=True):
         for row in range(start, end):
-            first = start if window is None else max(start, row - window + 1)
-            seen = slice(first, row + 1)
+            place = end_k - (end - row)
+            first = start_k if window is None else max(start_k, place - window + 1)
+            seen = slice(first, place + 1)
             k, v = (x[seen].repeat_interleave(groups, 1) for x in (key, value))  # (n, Hq, D)
             logits = (k * query[row]).sum(-1) * scale  # (n, Hq)
             if softcap is not None:
@@ -74,6 +78,54 @@ def test_forward_and_gradient(kernel, lengths, heads, window):
     for leaf, reference in zip(leaves, exact, strict=True):
         allowed = gradient_budget(reference.grad, grad, qkv[2], 0.3, torch.float32)
         assert (leaf.grad - reference.grad).abs().max() <= allowed
+
+
+BEFORE = {"short": [0, 3, 5, 40, 1], "long": [0, 45, 3, 600, 450]}  # of LENGTHS; few keys and many, with and without
+
+
+def inputs_behind(name, heads, dtype=torch.float32):
+    """query (R, Hq, D), key and value (S, Hk, D), cu_seqlens and cu_seqlens_k."""
+    queries = torch.tensor(LENGTHS[name])
+    _, key, value, bounds_k = inputs((queries + torch.tensor(BEFORE[name])).tolist(), heads, dtype=dtype)
+    query, _, _, bounds = inputs(queries.tolist(), heads, dtype=dtype, seed=1)
+    return query, key, value, bounds, bounds_k
+
+
+@pytest.mark.parametrize(
+    ("name", "window"), [("short", None), ("short", 1), ("short", 9), ("long", None), ("long", 9), ("long", 600)]
+)
+@pytest.mark.parametrize("kernel", ["varlen", "masked"])
+@pytest.mark.usefixtures("poisoned")
+def test_more_keys_than_queries(kernel, name, window):
+    *qkv, bounds, bounds_k = inputs_behind(name, HEADS["grouped"])
+    exact = [x.double().clone().requires_grad_() for x in qkv]
+    expected = brute(*exact, bounds, 0.3, window, bounds_k=bounds_k)
+    leaves = [x.clone().requires_grad_() for x in qkv]
+    made = packed_attention(
+        *leaves, bounds, max(LENGTHS[name]), scale=0.3, window=window, kernel=kernel, cu_seqlens_k=bounds_k
+    )
+    assert (made - expected).abs().max() <= budget(torch.float32)
+    grad = torch.randn(made.shape, generator=torch.Generator().manual_seed(1))
+    made.backward(grad)
+    expected.backward(grad.double())
+    for leaf, reference in zip(leaves, exact, strict=True):
+        allowed = gradient_budget(reference.grad, grad, qkv[2], 0.3, torch.float32)
+        assert (leaf.grad - reference.grad).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_more_keys_than_queries_in_other_dtypes(dtype):
+    *qkv, bounds, bounds_k = inputs_behind("long", HEADS["grouped"], dtype)
+    made = packed_attention(*qkv, bounds, 1100, kernel="varlen", cu_seqlens_k=bounds_k)
+    expected = brute(*(x.double() for x in qkv), bounds, 0.25, bounds_k=bounds_k)
+    assert (made - expected).abs().max() <= budget(dtype)
+
+
+def test_softcap_with_more_keys_than_queries():
+    *qkv, bounds, bounds_k = inputs_behind("short", HEADS["grouped"])
+    made = packed_attention(*qkv, bounds, 33, scale=1.0, window=9, softcap=2.0, cu_seqlens_k=bounds_k)
+    expected = brute(*(x.double() for x in qkv), bounds, 1.0, 9, softcap=2.0, bounds_k=bounds_k)
+    assert (made - expected).abs().max() <= budget(torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -119,10 +171,13 @@ def test_widths_of_values_that_differ():
 
 def test_the_operator_is_well_formed():
     for window in (None, 3):
-        *qkv, bounds = inputs([4, 0, 1, 6], (4, 2), width=8)
-        leaves = [x.detach().clone().requires_grad_() for x in qkv]
-        torch.library.opcheck(torch.ops.patchrec_fast.varlen_attention.default, (*leaves, bounds, 0.4, window))
-        torch.library.opcheck(torch.ops.patchrec_fast.varlen_attention.default, (*qkv, bounds, 0.4, window))
+        query, _, _, bounds = inputs([4, 0, 1, 6], (4, 2), width=8)
+        _, key, value, bounds_k = inputs([4, 2, 3, 9], (4, 2), width=8)
+        for qkv, ends in (((query, key[:11], value[:11]), bounds), ((query, key, value), bounds_k)):
+            leaves = [x.detach().clone().requires_grad_() for x in qkv]
+            for given in (qkv, leaves):
+                operator = torch.ops.patchrec_fast.varlen_attention.default
+                torch.library.opcheck(operator, (*given, bounds, ends, 0.4, window))
 
 
 @pytest.mark.parametrize("bounds", [[1, 5], [0, 4], [0, 3, 2, 5], [0, 6]])
@@ -130,6 +185,20 @@ def test_sequences_that_do_not_divide_the_rows(bounds):
     *qkv, _ = inputs([5], (2, 2))
     with pytest.raises(ValueError, match="cu_seqlens must rise from 0 to the 5 rows, got"):
         varlen_attention(*qkv, torch.tensor(bounds), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ([0, 4], "cu_seqlens_k must rise from 0 to the 5 rows"),
+        ([0, 2, 5], "at least as many keys as it has queries"),
+        ([0, 1, 3, 5], "at least as many keys as it has queries"),
+    ],
+)
+def test_keys_that_do_not_fit_the_queries(bounds, message):
+    *qkv, _ = inputs([5], (2, 2))
+    with pytest.raises(ValueError, match=message):
+        varlen_attention(*qkv, torch.tensor([0, 3, 5]), 1.0, cu_seqlens_k=torch.tensor(bounds))
 
 
 CHOICES = [
@@ -238,6 +307,11 @@ def test_what_the_gpu_kernels_are_told(monkeypatch):
     packed_attention(query, key, value, bounds, 4, window=8, dropout=0.1, softcap=30.0, kernel="fa2")
     for args, _ in calls:
         assert all(a is b for a, b in zip(args, (query, key, value, bounds, bounds, 4, 4), strict=True))
+    longer = bounds + 2
+    for kernel in ("varlen", "fa2"):
+        packed_attention(query, key, value, bounds, 4, kernel=kernel, cu_seqlens_k=longer, max_seqlen_k=6)
+        args, _ = calls.pop()
+        assert all(a is b for a, b in zip(args, (query, key, value, bounds, longer, 4, 6), strict=True))
     assert [options for _, options in calls] == [
         {"scale": 0.5, "window_size": (7, 0), "enable_gqa": True},
         {"scale": 0.5, "window_size": (-1, 0), "enable_gqa": True},
