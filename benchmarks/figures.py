@@ -73,14 +73,22 @@ def latest(rows: list[dict[str, str]], *key: str) -> list[dict[str, str]]:
     return list({tuple(row[name] for name in key): row for row in rows}.values())
 
 
+def _fullest(rows: list[dict[str, str]], state: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of one state of a machine: of those with the most shapes, the one recorded last."""
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in state), []).append(row)
+    return max(groups.values(), key=lambda group: (len({row["shape"] for row in group}), max(r["time"] for r in group)))
+
+
 def compress(rows: list[dict[str, str]]) -> Any:
     """How many times faster than the best peer: shapes across, modes beside each other."""
     from matplotlib.figure import Figure
 
-    rows = latest(rows, "allocator", "threads", "shape", "dtype", "mode", "contestant")
-    last = rows[-1]  # one machine state a figure: the one recorded last
     state = ("cpu", "threads", "allocator")
-    rows = [row for row in rows if all(row[name] == last[name] for name in state)]
+    rows = latest(rows, *state, "shape", "dtype", "mode", "contestant")
+    rows = _fullest(rows, state)
+    last = rows[-1]
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     figure = Figure(figsize=(14, 3.4 * len(dtypes) + 0.9), layout="constrained")
     grid = figure.subplots(len(dtypes), len(MODES), sharey=True, squeeze=False)
