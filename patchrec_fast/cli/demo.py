@@ -16,6 +16,7 @@ from ..data.download import download
 from ..train.run import RUN
 from ..train.start import SAMPLE, open_data
 from .bench import benchmarks, checkout
+from .main import INTERRUPTED, main
 
 EXAMPLE = """  patchrec-fast demo
   patchrec-fast demo --data path/to/data/ml-1m --steps 400 --out report"""
@@ -44,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    try:
+        return _run(options)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("the same command goes on from here") from error
+
+
+def _run(options: argparse.Namespace) -> int:
     out = Path(options.out)
     begun = time.perf_counter()
     data = options.data or _found() or _downloaded(out) or SAMPLE
@@ -97,11 +105,11 @@ def stages(data: str, longest: int, out: Path, steps: int, samples: int) -> Iter
 
 def _perform(command: list[str]) -> int:
     """One of our commands in this process, any other in its own."""
-    if command[0] == _PROGRAM:
-        from .main import main
-
-        return main(command[1:])
-    return subprocess.run(command, cwd=checkout()).returncode
+    ours = command[0] == _PROGRAM
+    status = main(command[1:]) if ours else subprocess.run(command, cwd=checkout()).returncode
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
+    return status
 
 
 def _found() -> str | None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "report": "one HTML file of what the other commands measured",
     "train": "train one stage: text, patch pre-training, item or session patches",
 }
+INTERRUPTED = 130  # what a shell gives for the signal
 _USAGE = "patchrec-fast COMMAND [options]\n       patchrec-fast COMMAND --help"
 # What bad input, missing files and missing packages raise; anything else is a defect and keeps its traceback.
 _EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError, KeyboardInterrupt)
@@ -59,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         if isinstance(error, KeyboardInterrupt):
-            print("patchrec-fast: interrupted", file=sys.stderr)
-            return 130
+            print(f"\npatchrec-fast {name}: interrupted{f'; {error}' if error.args else ''}", file=sys.stderr)
+            return INTERRUPTED
         print(f"patchrec-fast {name}: error: {_one_line(error)}", file=sys.stderr)
         return 1
 

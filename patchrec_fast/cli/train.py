@@ -61,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
         )
     except FloatingPointError as error:
         raise RuntimeError(str(error)) from error  # bad input, not a defect of the program
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("the same command with --resume goes on") from error
     if int(os.environ.get("RANK", 0)) == 0:
         print(json.dumps(result) if options.json else _summary(result))
     return 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 
 from .._files import write
 
@@ -100,13 +101,18 @@ class Curves(TrainerCallback):
 
 
 class Bar(TrainerCallback):
-    """A bar with the losses and tokens a second; nothing where stderr is not a terminal."""
+    """A bar with the losses and tokens a second; nothing where stderr is not a terminal.
+
+    transformers' own, one a checkpoint, are off meanwhile: they would tear it.
+    """
 
     def __init__(self, curves: Curves) -> None:
         self._curves = curves
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         quiet = None if state.is_world_process_zero else True  # None: where it is not a terminal
+        self._others = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, disable=quiet, dynamic_ncols=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -119,6 +125,8 @@ class Bar(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._bar.close()
+        if self._others:
+            logging.enable_progress_bar()
 
 
 def read(path: Path) -> list[Point]:

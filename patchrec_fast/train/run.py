@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -171,7 +172,7 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
     )
     validation = some(dataset.split("val", recipe.max_items), recipe.limit_val)
     checked = MicroBatches(validation, packer, stage, **shape, world_size=world_size, evaluation=True)
-    arguments = TrainingArguments(**_arguments(recipe, folder), **trainer_arguments(batches))
+    arguments = TrainingArguments(**_arguments(recipe, folder, batches.optimizer_steps), **trainer_arguments(batches))
     if arguments.n_gpu > 1:
         raise ValueError(f"{arguments.n_gpu} GPUs are visible: start one process a GPU with torchrun, or show only one")
     if recipe.gradient_checkpointing:  # by hand: Trainer's argument for it has two names
@@ -207,8 +208,8 @@ def _micro_batch(recipe: Recipe, world_size: int) -> dict[str, Any]:
     return {"sequences": recipe.batch // parts}
 
 
-def _arguments(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """The part of TrainingArguments that the recipe says."""
+def _arguments(recipe: Recipe, folder: Path, steps: int) -> dict[str, Any]:
+    """The part of TrainingArguments that the recipe says, for so many optimizer steps."""
     return {
         "output_dir": str(folder),
         "seed": recipe.seed,
@@ -222,10 +223,10 @@ def _arguments(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "torch_compile": recipe.compile,
         "dataloader_num_workers": recipe.workers,
         "dataloader_pin_memory": torch.accelerator.is_available(),
-        "logging_steps": _steps(recipe.log_steps),
+        "logging_steps": _steps(recipe.log_steps, steps),
         "eval_strategy": "steps",
-        "eval_steps": _steps(recipe.eval_steps),
-        "save_steps": _steps(recipe.save_steps),
+        "eval_steps": _steps(recipe.eval_steps, steps),
+        "save_steps": _steps(recipe.save_steps, steps),
         "save_total_limit": recipe.checkpoints,
         "report_to": [name.strip() for name in recipe.report_to.split(",")],
         "disable_tqdm": True,  # our bar knows the tokens
@@ -233,9 +234,9 @@ def _arguments(recipe: Recipe, folder: Path) -> dict[str, Any]:
     }
 
 
-def _steps(count: float) -> float:
-    """A whole number of steps as an int, which TrainingArguments wants."""
-    return count if count < 1 else int(count)
+def _steps(count: float, total: int) -> int:
+    """The whole number that Trainer makes of a fraction; given one, it would warn of another run when it resumes."""
+    return math.ceil(total * count) if count < 1 else int(count)
 
 
 def _save(run: _Run, folder: Path, lora: bool) -> None:

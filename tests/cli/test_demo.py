@@ -55,6 +55,19 @@ def test_a_stage_that_fails_ends_it(monkeypatch, tmp_path, capsys):
     assert "Open" not in capsys.readouterr().out
 
 
+def test_interrupted_it_says_how_to_go_on(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(demo, "main", lambda command: 130)
+    assert main(["demo", "--data", "sample", "--out", str(tmp_path / "report")]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_an_interrupted_preparation_is_no_reason_to_generate_data(monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "download", lambda *arguments, **options: tmp_path)
+    monkeypatch.setattr(demo, "main", lambda command: 130)
+    with pytest.raises(KeyboardInterrupt):
+        demo._downloaded(tmp_path)
+
+
 def test_the_whole(folders, monkeypatch, tmp_path, capsys):
     for name in ("accelerate", "matplotlib"):
         pytest.importorskip(name)

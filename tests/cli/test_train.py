@@ -107,6 +107,15 @@ def test_a_loss_that_is_not_finite_is_one_line(small, tmp_path, capsys):
     assert "is not finite; its tensors are in" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_interrupted_it_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "train", interrupted)
+    assert cli.main(NEEDED) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
 def test_nothing_but_the_result_where_there_is_no_terminal(small, tmp_path, capfd):
     assert cli.main(["train", *small, *SMALL, "--stage=pft-s", f"--out={tmp_path / 'out'}", "--json"]) == 0
     shown = capfd.readouterr()

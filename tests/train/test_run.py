@@ -3,6 +3,7 @@
 
 import csv
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -278,6 +279,21 @@ def test_a_run_killed_before_its_model_was_written(run, tmp_path):
     unfinished(tmp_path / "out")
     assert run("out", resume=True) == result
     assert same(whole, weights(tmp_path / "out"))
+
+
+def test_resuming_the_same_run_warns_of_no_other(run, tmp_path, caplog):
+    fractions = {"log_steps": 0.2, "eval_steps": 0.4, "save_steps": 0.5}
+    transformers = logging.getLogger("transformers")
+    transformers.addHandler(caplog.handler)
+    try:
+        run("out", **fractions)
+        unfinished(tmp_path / "out")
+        run("out", resume=True, **fractions)
+    finally:
+        transformers.removeHandler(caplog.handler)
+    steps = [point.step for point in curves.read(tmp_path / "out" / "curves.csv") if point.split == "val"]
+    assert steps == [0, 3, 6]  # 0.4 of 6, rounded up
+    assert "do not match" not in caplog.text
 
 
 def test_without_any_checkpoint_a_run_starts_again(run, tmp_path):
