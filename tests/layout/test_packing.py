@@ -388,7 +388,10 @@ def test_prefixes_left_out(sample, prefixes, targets):
     whole, part = (packer.pack(histories, answers, SEED, **given) for given in ({}, {"prefixes": prefixes}))
     length = len(sample.prompt.prefix)
     kept = np.concatenate(
-        [np.arange(a if user < prefixes else a + length, b) for user, (a, b) in enumerate(pairwise(whole.cu_seqlens))]
+        [
+            np.arange(a if user < prefixes else a + length, b)
+            for user, (a, b) in enumerate(pairwise(whole.cu_seqlens.tolist()))
+        ]
     )
     rows = [row for user in brute.rows_of(whole) for row in user]
     assert [row for user in brute.rows_of(part) for row in user] == [rows[at] for at in kept]
