@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Checking, flattening and transposing the CSR.
+#include <algorithm>
 #include <new>
 
 #include "segments.h"
@@ -94,30 +95,48 @@ patchrec_status flatten(const patchrec_batch& batch, Csr* csr) {
   return batch.offset_bytes == 4 ? flatten_offsets<int32_t>(batch, csr) : flatten_offsets<int64_t>(batch, csr);
 }
 
-patchrec_status transpose(const Csr& flat, int64_t num_embeddings, Csr* by_id) {
+patchrec_status transpose(const Csr& flat, int64_t num_embeddings, Transposed* by_id) {
   const int64_t tokens = flat.offsets[flat.segments];
-  by_id->offsets = array<int64_t>(tokens + 1);
-  by_id->index_space = array<int32_t>(tokens);
-  by_id->weight = array<float>(tokens);
-  by_id->out_index = array<int32_t>(tokens);
   std::unique_ptr<Term[]> terms = array<Term>(tokens), space = array<Term>(tokens);
-  if (!by_id->offsets || !by_id->index_space || !by_id->weight || !by_id->out_index || !terms || !space)
-    return PATCHREC_NO_MEMORY;
+  if (!terms || !space) return PATCHREC_NO_MEMORY;
   for (int64_t r = 0; r < flat.segments; ++r)
     for (int64_t t = flat.offsets[r]; t < flat.offsets[r + 1]; ++t)
       terms[t] = {flat.index[t], static_cast<int32_t>(r), flat.weight[t]};
   sort_by_id(terms, space, tokens, num_embeddings);
+
+  std::unique_ptr<int64_t[]> begin = array<int64_t>(tokens + 1);       // (U + 1,) of each id's terms
+  std::unique_ptr<int64_t[]> next = array<int64_t>(flat.segments + 1);  // where the next id of a first row goes
+  if (!begin || !next) return PATCHREC_NO_MEMORY;
+  std::fill_n(next.get(), flat.segments + 1, 0);
   int64_t used = 0;
-  for (int64_t t = 0; t < tokens; ++t) {
+  for (int64_t t = 0; t < tokens; ++t)
     if (t == 0 || terms[t].id != terms[t - 1].id) {
-      by_id->out_index[used] = terms[t].id;
-      by_id->offsets[used++] = t;
+      begin[used++] = t;
+      ++next[terms[t].row + 1];
     }
-    by_id->index_space[t] = terms[t].row;
-    by_id->weight[t] = terms[t].weight;
-  }
-  by_id->offsets[used] = tokens;
+  begin[used] = tokens;
+  for (int64_t r = 0; r < flat.segments; ++r) next[r + 1] += next[r];
+
   by_id->segments = used;
+  by_id->offsets = array<int64_t>(used + 1);
+  by_id->index_space = array<int32_t>(tokens);
+  by_id->weight = array<float>(tokens);
+  by_id->id = array<int32_t>(used);
+  by_id->rank = array<int32_t>(used);
+  if (!by_id->offsets || !by_id->index_space || !by_id->weight || !by_id->id || !by_id->rank)
+    return PATCHREC_NO_MEMORY;
+  for (int64_t u = 0; u < used; ++u) by_id->rank[next[terms[begin[u]].row]++] = static_cast<int32_t>(u);
+  int64_t at = 0;
+  for (int64_t s = 0; s < used; ++s) {
+    const int64_t u = by_id->rank[s];
+    by_id->id[s] = terms[begin[u]].id;
+    by_id->offsets[s] = at;
+    for (int64_t t = begin[u]; t < begin[u + 1]; ++t, ++at) {
+      by_id->index_space[at] = terms[t].row;
+      by_id->weight[at] = terms[t].weight;
+    }
+  }
+  by_id->offsets[used] = at;
   by_id->index = by_id->index_space.get();
   return PATCHREC_OK;
 }

@@ -114,7 +114,7 @@ void sum_row(const Row<T>& row, int64_t d) {
 template <Sink kSink, class T>
 void sum_rows(const SegmentSum& a, int64_t first, int64_t last) {
   const auto out_row = [&](int64_t s) {
-    return static_cast<T*>(a.out) + (a.indexed ? a.csr->out_index[s] : s) * a.out_stride;
+    return static_cast<T*>(a.out) + (a.out_index ? a.out_index[s] : s) * a.out_stride;
   };
   const int64_t* offsets = a.csr->offsets.get();
   Row<T> row;
@@ -150,7 +150,7 @@ inline Sink sink_for(const SegmentSum& a) {
   if (a.accumulate) return Sink::kAdd;
   const int64_t row_bytes = a.out_stride * (a.dtype == PATCHREC_F32 ? 4 : 2);
   const bool on_lines = reinterpret_cast<uintptr_t>(a.out) % 64 == 0 && row_bytes % 64 == 0;
-  return on_lines && !a.indexed && a.csr->segments * row_bytes >= kStreamBytes ? Sink::kStream : Sink::kStore;
+  return on_lines && !a.partial && a.csr->segments * row_bytes >= kStreamBytes ? Sink::kStream : Sink::kStore;
 }
 
 void sum_rows(const SegmentSum& a, int64_t first, int64_t last) {
