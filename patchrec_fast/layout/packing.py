@@ -122,8 +122,8 @@ class Packer:
                 prompt.
             seed: for a random policy: the same seed gives the same batch; None draws fresh entropy.
                 A Generator is used, and advanced, as it is.
-            prefixes: how many users, the first ones, get the rows before the history; None is all. They are the same
-                for all users, so that one may read them for the others, whose positions count them still.
+            prefixes: how many users, the first ones, get the rows before the history; None is all. For a reader that
+                lets the others see the first one's (`recommend.reader`); their positions count these rows still.
 
         Returns:
             PackedBatch on the CPU.

@@ -78,7 +78,7 @@ class Reader:
         self.asked = torch.zeros_like(self._depths)
 
     def trunk(self, rows: int) -> Trunk:
-        """The first rows of the prompts, before any node is read."""
+        """The first rows of the prompts, for readers of other batches; to be asked before any node is read."""
         return self._cache.trunk(rows)
 
     def _call(self, **inputs: Any) -> Tensor:
