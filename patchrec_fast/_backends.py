@@ -40,7 +40,7 @@ def why_not(impl: str, device_type: str, dtype: torch.dtype = torch.float32) -> 
 
 def _why_not_triton(device_type: str) -> str | None:
     if find_spec("triton") is None:
-        return "Triton is not installed; pip install patchrec_fast[triton]"
+        return "Triton is not installed; pip install triton"
     if device_type == "cpu":
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
         return None if interpreted else "it runs on GPU tensors (on CPU only under TRITON_INTERPRET=1)"

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
             "the benchmarks are not part of an installed package: clone the repository and run this inside it"
         )
     if importlib.util.find_spec("pytest_benchmark") is None:
-        raise ImportError("the benchmarks need pytest-benchmark: pip install patchrec_fast[test]")
+        raise ImportError("the benchmarks need pytest-benchmark: pip install pytest-benchmark")
     known = benchmarks(root)
     for name in options.names:
         if name not in known:

@@ -20,7 +20,7 @@ def script(shell: str, commands: Iterable[argparse.ArgumentParser]) -> str:
     try:
         import shtab
     except ImportError as error:
-        raise ImportError("shell completion needs shtab: pip install patchrec_fast[completion]") from error
+        raise ImportError("shell completion needs shtab: pip install shtab") from error
     program = argparse.ArgumentParser("patchrec-fast")
     actions = program.add_subparsers()
     for command in commands:

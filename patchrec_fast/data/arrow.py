@@ -14,5 +14,5 @@ def arrow() -> tuple[ModuleType, ModuleType]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError("reading and writing tables needs pyarrow: pip install patchrec_fast[data]") from error
+        raise ImportError("reading and writing tables needs pyarrow: pip install pyarrow") from error
     return pyarrow, pyarrow.parquet

@@ -88,4 +88,10 @@ def _difference(old: Any, new: dict[str, Any]) -> str:
     if not isinstance(old, dict):
         return f"which begins with {old!r}"
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return ", ".join(f"{name} {old.get(name)!r} and not {new.get(name)!r}" for name in names)
+    return ", ".join(f"{name} {_short(old.get(name))} and not {_short(new.get(name))}" for name in names)
+
+
+def _short(value: Any) -> str:
+    """A value in a message; of a fingerprint the beginning is enough."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:9]}...{text[-1]}"

@@ -184,7 +184,7 @@ def plot(profiles: Sequence[Profile], path: str | os.PathLike[str]) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install patchrec_fast[demo]") from error
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     drawn = (("rows", "rows of the prompt"), ("total_ms", "ms a user"), ("peak_mib", f"MiB {profiles[0].memory}"))
     grid = figure.subplots(1, len(drawn))

@@ -54,8 +54,8 @@ def runs(folders: Paths) -> list[Run]:
     paths = [Path(folder) for folder in folders]
     found = []
     for path, name in zip(paths, _names(paths), strict=True):
-        result = path / "result.json"
-        found.append(Run(name, read(path / "curves.csv"), _json(result) if result.is_file() else None))
+        result, curves = path / "result.json", _file(path / "curves.csv", "an output folder of patchrec-fast train")
+        found.append(Run(name, read(curves), _json(result) if result.is_file() else None))
     return found
 
 
@@ -68,7 +68,7 @@ def evaluations(paths: Paths) -> list[Report]:
     """
     found = []
     for path in paths:
-        file = _inside(path, "report.json")
+        file = _file(_inside(path, "report.json"), "an output of patchrec-fast evaluate")
         content = _json(file)
         entries = [content["report"], *content.get("baselines", [])] if "report" in content else [content]
         found += [report for entry in entries if (report := _report(file, entry)) not in found]  # baselines come again
@@ -82,7 +82,7 @@ def profiles(paths: Paths) -> list[Profiles]:
         OSError: no such file.
         ValueError: not a profile.
     """
-    files = [_inside(path, "profile.json") for path in paths]
+    files = [_file(_inside(path, "profile.json"), "an output of patchrec-fast profile") for path in paths]
     found = []
     for file, name in zip(files, _names([file.parent for file in files]), strict=True):
         content = _json(file)
@@ -121,6 +121,12 @@ def _report(file: Path, entry: Any) -> Report:
 def _inside(path: str | os.PathLike[str], name: str) -> Path:
     """A folder's file, or the file itself."""
     return Path(path) / name if Path(path).is_dir() else Path(path)
+
+
+def _file(file: Path, expected: str) -> Path:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file, expected {expected}")
+    return file
 
 
 def _json(file: Path) -> dict[str, Any]:

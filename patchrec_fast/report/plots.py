@@ -76,7 +76,7 @@ def plot(
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install patchrec_fast[demo]") from error
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
     with rc_context(_STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()

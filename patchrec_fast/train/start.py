@@ -30,8 +30,14 @@ def open_data(data: str | os.PathLike[str]) -> Dataset:
 
 
 def some(samples: Samples, limit: int | None) -> Samples:
-    """`limit` of the samples, evenly spread over the users; all where there are not more."""
+    """`limit` of the samples, evenly spread over the users; all where there are not more.
+
+    Raises:
+        ValueError: a limit below 1.
+    """
     count = len(samples.targets)
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: expected at least 1, got {limit}")
     if limit is None or limit >= count:
         return samples
     return Samples(*take(samples, np.arange(limit) * count // limit))
@@ -84,7 +90,7 @@ def add_adapters(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ran
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ImportError("lora needs peft: pip install 'patchrec_fast[train]'") from error
+        raise ImportError("lora needs peft: pip install peft") from error
 
     marks = tokenizer.convert_tokens_to_ids([START, END, SEPARATOR])
     config = LoraConfig(

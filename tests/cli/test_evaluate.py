@@ -140,6 +140,7 @@ def copy(folders, tmp_path, **files):
         (["--model", "nowhere"], "no such file"),
         (["--data", "nowhere"], "no such file"),
         (["--k", "0"], "ks"),
+        (["--limit", "0"], "limit: expected at least 1, got 0"),
         (["--batch-size", "0"], "batch_size"),
         (["--policy", "pft-s", "--group", "0"], "group"),
         (["--device", "abacus"], "--device"),
@@ -164,7 +165,8 @@ def test_another_run_in_the_same_folder(run, tmp_path):
     run("--limit", 3, "--out", tmp_path)
     status, _, shown = run("--limit", 4, "--out", tmp_path)
     assert status == 1
-    assert "another run" in shown
+    assert "another run, samples '" in shown
+    assert len(shown) < 250  # the fingerprints are cut
 
 
 def test_a_split_without_samples(run, folders, tmp_path):

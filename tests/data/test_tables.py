@@ -173,5 +173,5 @@ def test_without_pyarrow(tmp_path, monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ImportError, match=r"pip install patchrec_fast\[data\]"):
+    with pytest.raises(ImportError, match=r"pip install pyarrow"):
         load(tmp_path)

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-pytest.importorskip("triton", reason="needs Triton: pip install patchrec_fast[triton]")
+pytest.importorskip("triton", reason="needs Triton: pip install triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("an interpreter process cannot compile: unset TRITON_INTERPRET", True)
 

@@ -21,7 +21,7 @@ import torch
 
 from patchrec_fast.ops.plan import CHUNK, make_plan, plan_on_device
 
-pytest.importorskip("triton", reason="needs Triton: pip install patchrec_fast[triton]")
+pytest.importorskip("triton", reason="needs Triton: pip install triton")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("runs by itself: TRITON_INTERPRET=1 pytest tests/kernels/test_compress_interpret.py", True)
 

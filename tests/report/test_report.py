@@ -240,7 +240,9 @@ def test_groups_of_users_end_where_their_names_say():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--run", "nowhere"], "nowhere"),
+        (["--run", "nowhere"], "no such file, expected an output folder of patchrec-fast train"),
+        (["--evaluation", "run"], "no such file, expected an output of patchrec-fast evaluate"),
+        (["--profile", "nowhere"], "no such file, expected an output of patchrec-fast profile"),
         (["--evaluation", "profile.json"], "profile.json: not a report"),
         (["--evaluation", "compress.csv"], "compress.csv: not JSON"),
         (["--profile", "text/report.json"], "report.json: not a profile"),
