@@ -39,6 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    try:
+        return _run(options)
+    except KeyboardInterrupt as error:
+        if options.out is None:
+            raise
+        raise KeyboardInterrupt("the same command goes on") from error
+
+
+def _run(options: argparse.Namespace) -> int:
     others = [Report.load(options.compare)] if options.compare else []
     rec, dataset = open_recommender(options)
     samples = dataset.split(options.split, max_items=None)  # the packer cuts them; all of it has been seen

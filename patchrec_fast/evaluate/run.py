@@ -181,7 +181,7 @@ def _batches(
         if entry["begin"] != done:
             raise ValueError(f"out: a batch in it begins at {entry['begin']}, expected {done}; did two runs write it?")
         done += len(entry["ranks"])
-    with tqdm(total=len(wanted), initial=done, unit="sample", disable=None if progress else True) as bar:
+    with tqdm(total=len(wanted), initial=done, unit=" samples", disable=None if progress else True) as bar:
         while done < len(wanted):
             cut = offsets[done : done + batch_size + 1]
             count = len(cut) - 1

@@ -161,6 +161,17 @@ def test_a_damaged_model(run, folders, tmp_path):
     assert "damaged" in shown
 
 
+def test_interrupted_it_says_how_to_go_on(run, tmp_path, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("patchrec_fast.cli.evaluate.evaluate", interrupted)
+    status, _, shown = run("--limit", 3, "--out", tmp_path)
+    assert status == 130
+    assert "the same command goes on" in shown
+    assert "goes on" not in run("--limit", 3)[2]  # nothing is kept
+
+
 def test_another_run_in_the_same_folder(run, tmp_path):
     run("--limit", 3, "--out", tmp_path)
     status, _, shown = run("--limit", 4, "--out", tmp_path)
