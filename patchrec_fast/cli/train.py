@@ -6,8 +6,10 @@ import dataclasses
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any, get_args
 
+from ..hf.settings import FILE, Settings
 from ..train.recipes import BUILT_IN, TYPES, Recipe, load
 from ..train.run import train
 from ..train.stages import STAGES
@@ -28,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", required=True, help=f'folder in the prepared format; "{SAMPLE}" for a generated one')
     add("--stage", required=True, choices=STAGES, help="what histories become")
     add("--out", required=True, help="folder for the model, its checkpoints and curves; new or empty")
-    add("--recipe", help=f"TOML file or {', '.join(BUILT_IN)} (default: {TINY} for the tiny model, else none)")
+    add(
+        "--recipe",
+        help=f"TOML file or {', '.join(BUILT_IN)} (default: {TINY} for the tiny model, else none, and the prompt that "
+        "the model was trained on)",
+    )
     add(
         "--tokenizer",
         help=f'for the tiny model: folder of a tokenizer that is cut to what the titles need, or "{SAMPLE}" for a '
@@ -44,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     flags = {name: value for name in TYPES if (value := getattr(options, name)) is not None}
     source = options.recipe or (TINY if options.model == TINY else None)
-    recipe = (Recipe() if source is None else load(source, options.stage)).override(flags)
+    recipe = Recipe().override(_prompt_of(options.model)) if source is None else load(source, options.stage)
+    recipe = recipe.override(flags)
     tokenizer = options.tokenizer
     if options.model == TINY and tokenizer is None:
         tokenizer = SAMPLE if options.data == SAMPLE else os.environ.get("PATCHREC_FAST_TOKENIZER")
@@ -66,6 +73,15 @@ def run(options: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", 0)) == 0:
         print(json.dumps(result) if options.json else _summary(result))
     return 0
+
+
+def _prompt_of(model: str) -> dict[str, Any]:
+    """The keys of the prompt that a former stage was trained on; none of a model from elsewhere."""
+    if not (Path(model) / FILE).is_file():
+        return {}
+    settings = Settings.load(model)
+    keys = {"instruction": settings.instruction, "system": settings.system or "", "separators": settings.separators}
+    return keys if settings.max_items is None else {**keys, "max_items": settings.max_items}
 
 
 def _option(field: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from patchrec_fast import data
 from patchrec_fast.cli import main as cli
 from patchrec_fast.cli import train as command
+from patchrec_fast.hf.settings import Settings
 from patchrec_fast.train.recipes import TYPES, Recipe, load
 
 NEEDED = ["train", "--model", "tiny", "--data", "sample", "--stage", "text", "--out", "nowhere"]
@@ -71,6 +72,20 @@ def test_recipe_and_tokenizer_that_are_not_given(called, monkeypatch):
     assert recipes == (load("tiny", "text"), load("tiny", "text"), Recipe())
     assert [one["tokenizer"] for one in rest] == ["sample", "there", None]
     assert [one["resume"] for one in rest] == [False, False, True]
+
+
+def test_without_a_recipe_the_next_stage_keeps_the_prompt(called, tmp_path):
+    prompt = {"instruction": "Seen: [HISTORY_SEQUENCE].", "separators": False, "max_items": 7}
+    Settings(**prompt).save(tmp_path)
+    given = ["train", f"--model={tmp_path}", "--data=folder", "--stage=text", "--out=x"]
+    cli.main(given)
+    cli.main([*given, "--max-items=9"])
+    cli.main([*given, "--recipe=ml-1m"])
+    assert [one[0] for one in called] == [
+        Recipe().override({**prompt, "system": ""}),
+        Recipe().override({**prompt, "system": "", "max_items": 9}),
+        load("ml-1m", "text"),
+    ]
 
 
 def test_one_line_for_people_or_for_programs(called, capsys):
