@@ -114,6 +114,12 @@ def test_commands_exist_and_parse(words):
         options = get_args_parser().parse_args(rest)
         assert options.module
         program, rest = "python", ["-m", options.training_script, *options.training_script_args]
+    if program == "accelerate":
+        from accelerate.commands.launch import launch_command_parser
+
+        options = launch_command_parser().parse_args(rest[1:])
+        assert options.module
+        program, rest = "python", ["-m", options.training_script, *options.training_script_args]
     if program == "nsys":
         at = rest.index("python")
         program, rest = "python", rest[at + 1 :]
