@@ -21,8 +21,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from patchrec_fast import Packer, Recommender, SessionPatches, Text, attach
 from patchrec_fast.evaluate.profile import SETTINGS, Setting, long_histories
 from patchrec_fast.layout import Policy
+from patchrec_fast.recommend import Recommendations
 
-from . import harness
+from . import harness, machine
 from .conftest import Recorder, Settings
 from .peers import decode_generate, decode_released
 from .results import Row
@@ -81,25 +82,36 @@ def histories_of(source: Source, users: int) -> list[list[int]]:
     return [dataset.items[end - ITEMS - 1 : end - 1].tolist() for end in dataset.offsets[long + 1]]
 
 
-def check(rec: Recommender, histories: list[list[int]], method: Any, peer: Decode) -> None:
-    """Raises AssertionError where the peer finds other titles or scores."""
-    mine = rec.recommend(histories, BEAMS, method)
-    items, scores = peer(rec.model, rec.packer, histories, BEAMS)
-    assert mine.items.tolist() == items, f"{method}: other titles than the peer's"
-    assert np.allclose(mine.scores, scores, atol=1e-3), f"{method}: other scores than the peer's"
+def check(mine: Recommendations, found: decode_generate.Answers) -> None:
+    """Raises AssertionError where the peer has other titles or scores."""
+    items, scores = found
+    assert mine.items.tolist() == items, "other titles than the peer's"
+    assert np.allclose(mine.scores, scores, atol=1e-3), "other scores than the peer's"
 
 
-def check_catalogue(rec: Recommender, histories: list[list[int]], method: Any) -> None:
+def check_catalogue(mine: Recommendations, rec: Recommender, histories: list[list[int]]) -> None:
     """Raises AssertionError where log-probabilities among title tokens are not those of every title's table."""
-    mine = rec.recommend(histories, BEAMS, method, normalize=CATALOGUE)
     table = rec.scores(histories, normalize=CATALOGUE)
     place = rec.packer.catalogue.index(mine.items.reshape(-1)).reshape(mine.items.shape)
     expected = np.take_along_axis(table, place, axis=1)
-    assert np.allclose(mine.log_probs, expected, atol=1e-3), f"{method}: other log-probabilities than brute force"
+    assert np.allclose(mine.log_probs, expected, atol=1e-3), "other log-probabilities than brute force"
 
 
-def rows(timings: list[harness.Timing], users: int) -> list[Row]:
-    """Milliseconds a user, and times faster than the peer, the last of the timings."""
+def first_calls(calls: dict[str, harness.Call]) -> tuple[dict[str, Any], dict[str, float]]:
+    """What each gives, and the megabytes that it takes."""
+    answers: dict[str, Any] = {}
+    peaks = {}
+    for name, call in calls.items():
+
+        def answer(name: str = name, call: harness.Call = call) -> None:
+            answers[name] = call(0)
+
+        peaks[name] = machine.peak_megabytes(answer)
+    return answers, peaks
+
+
+def rows(timings: list[harness.Timing], users: int, peaks: dict[str, float]) -> list[Row]:
+    """Milliseconds a user, times faster than the peer, the last of the timings, and the peak of all users together."""
     return [
         {
             "contestant": timing.name,
@@ -107,6 +119,7 @@ def rows(timings: list[harness.Timing], users: int) -> list[Row]:
             "rounds": len(timing.seconds),
             "contended": timing.contended,
             "ratio": round(timing.times_faster_than(timings[-1]), 2),
+            "peak_mb": round(peaks[timing.name]),
         }
         for timing in timings
     ]
@@ -135,9 +148,10 @@ def contest(
         calls[f"{OURS} exact"] = lambda round_: rec.recommend(histories, BEAMS, "exact")
     calls[name] = lambda round_: peer(rec.model, rec.packer, histories, BEAMS)
     with one_thread():
-        check(rec, histories, method, peer)
-        check_catalogue(rec, histories, method)
-        return rows(harness.measure(calls, **{"min_rounds": min_rounds, **settings.rounds}), len(histories))
+        answers, peaks = first_calls(calls)
+        check(answers[f"{OURS} {method}"], answers[name])
+        check_catalogue(answers[f"{OURS} {method}, {CATALOGUE}"], rec, histories)
+        return rows(harness.measure(calls, **{"min_rounds": min_rounds, **settings.rounds}), len(histories), peaks)
 
 
 @pytest.mark.parametrize("method", PEERS)
@@ -203,7 +217,8 @@ def test_policies(length: str, settings: Settings, record: Recorder, benchmark: 
         rec = Recommender(model, Packer(source.catalogue, source.prompt, setting.policy, setting.max_items))
         calls[f"{OURS}, {setting.name}"] = lambda round_, rec=rec: rec.recommend(histories, BEAMS)  # type: ignore[misc]
     with one_thread():
-        measured = rows(harness.measure(calls, **settings.rounds), users)
+        peaks = first_calls(calls)[1]
+        measured = rows(harness.measure(calls, **settings.rounds), users, peaks)
     record("decode", measured, {"data": source.label, "users": users, "beams": BEAMS, "policy": f"ours, {length}"})
     benchmark.group = "decoding by policy"
     benchmark.pedantic(rec.recommend, args=(histories, BEAMS), rounds=1)

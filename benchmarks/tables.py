@@ -73,12 +73,17 @@ def train(rows: list[Row], speeds: dict[str, float]) -> str:
 
 def decode(rows: list[Row], speeds: dict[str, float]) -> str:
     """A line a contestant; a block's last is the peer that its answers were compared with."""
-    lines = [_origin(rows), "a user's titles; `faster`: than the last of the block, median of per-round ratios", ""]
-    lines.append(f"{'policy':20}{'':36}{'beams':>6}{'ms a user':>12}{'faster':>10}{'rounds':>8}")
+    lines = [
+        _origin(rows),
+        "a user's titles; `faster`: than the last of the block, median of per-round ratios; peak: resident memory",
+        "that all users of the call add at its highest",
+        "",
+        f"{'policy':20}{'':36}{'beams':>6}{'ms a user':>12}{'faster':>10}{'peak MB':>9}{'rounds':>8}",
+    ]
     for row in rows:
         lines.append(
             f"{row['policy']:20}{row['contestant']:36}{row['beams']:>6}{float(row['median_ms']):>12,.1f}"
-            f"{float(row['ratio']):>9.2f}x{row['rounds']:>8}"
+            f"{float(row['ratio']):>9.2f}x{float(row['peak_mb']):>9,.0f}{row['rounds']:>8}"
         )
     return "\n".join(lines)
 
