@@ -107,7 +107,7 @@ def calls(model: Any, packed: list[PackedBatch], trainers: list[Trainer]) -> dic
         own = copy.deepcopy(model) if trainer.attached else model
         if trainer.attached:
             attach(own)
-        prepared = [trainer.prepare(batch, torch.float32) for batch in packed]
+        prepared = [trainer.prepare(batch, model.dtype) for batch in packed]
 
         def call(round_: int, trainer: Trainer = trainer, own: Any = own, prepared: list[Any] = prepared) -> Any:
             at = round_ % len(packed)

@@ -41,7 +41,7 @@ def _padded(pooling: Any) -> Loss:
         padded = pad_sequence(list(rows.split(lengths)), batch_first=True)  # (B, L, d)
         assert batch.labels is not None
         labels = pad_sequence(list(batch.labels.split(lengths)), batch_first=True, padding_value=-100)
-        mask = pad_sequence([torch.ones(n, dtype=torch.long) for n in lengths], batch_first=True)
+        mask = pad_sequence([torch.ones(n, dtype=torch.long, device=rows.device) for n in lengths], batch_first=True)
         return model(inputs_embeds=padded, attention_mask=mask, labels=labels, use_cache=False).loss
 
     return loss

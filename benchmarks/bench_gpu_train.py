@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training step on a GPU: `python -m benchmarks.bench_gpu_train [--out DIR]`.
+
+Ours against padded and packed batches on stock sdpa, a Llama of random weights in bfloat16, 64 users of ML-1M with 100
+items. For each stage: losses agree, then step time, model flops utilisation and peak memory, then how often a step of
+ours waits for the device, then where a profiler sees the time go. `--device cpu --model tiny --users 2` tries the
+script without a GPU.
+"""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchrec_fast import PackedBatch
+
+from . import bench_gpu, harness, machine, results
+from .bench_train import MODELS, POLICIES, Model, batches, calls
+from .peers import OURS
+from .peers.training import LOOP, TRAINERS
+from .results import Row
+from .source import Source, load, synthetic
+
+SHAPES = {**MODELS, "llama-1b": Model(2048, 16, 32)}
+COUNT = 2  # different batches
+TOLERANCE = 2e-2  # of bfloat16 losses, relative: eight bits, and sums in another order
+# Dense bfloat16, in 10**12 a second, from the vendor's data sheets.
+PEAKS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.bench_gpu_train", description=__doc__)
+    parser.add_argument("--data", help="folder with ml-1m; default: synthetic ids")
+    parser.add_argument("--tokenizer", help="folder of the Llama-3 tokenizer; needed with --data")
+    parser.add_argument("--model", choices=SHAPES, default="llama-1b")
+    parser.add_argument("--users", type=int, default=64)
+    parser.add_argument("--peak-tflops", type=float, help="of the device, dense bfloat16; default: by its name")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="gets the CSV and the profiles")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("bench_gpu_train: torch sees no CUDA or ROCm device; nothing was measured", file=sys.stderr)
+        return 2
+    source = load("ml-1m", options.data, options.tokenizer) if options.data else synthetic(3.94)
+    peak = options.peak_tflops or peak_of(machine_name(options.device))
+    model = SHAPES[options.model].build().to(options.device, torch.bfloat16)
+    found: list[Row] = []
+    for stage in POLICIES:
+        found += measure(model, stage, source, options.users, options.device, peak, options.out)
+        for row in found[-3:]:
+            print(f"{stage:8}" + "".join(f"{name} {row[name]}  " for name in COLUMNS), flush=True)
+    facts = {**machine.facts(), "cpu": machine_name(options.device), "model": options.model, "data": source.label}
+    results.append("gpu_train", [{**facts, **row} for row in found], options.out)
+    return 0
+
+
+COLUMNS = ("contestant", "median_ms", "ours_faster", "mfu", "peak_gb", "syncs")
+
+
+def machine_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else machine.facts()["cpu"]
+
+
+def peak_of(name: str) -> float:
+    """Of a device by its name; not a number where it is not known."""
+    return next((peak for key, peak in PEAKS.items() if key in name), float("nan"))
+
+
+def measure(
+    model: Any, stage: str, source: Source, users: int, device: str, peak: float, out: Path, rounds: int = 5
+) -> list[Row]:
+    """A row for each trainer that fits the memory."""
+    made = [batch.to(device) for batch in batches(source, POLICIES[stage], users, COUNT)]
+    timed = calls(model, made, [each for each in TRAINERS if each.name != LOOP])
+    peaks = {name: peak_gigabytes(call, device) for name, call in timed.items()}
+    timed = {name: call for name, call in timed.items() if peaks[name] is not None}
+    agree({name: float(call(0)[1]) for name, call in timed.items()})
+    sampler = bench_gpu.sample if device == "cuda" else None
+    timings = {each.name: each for each in harness.measure(timed, max_rounds=rounds, sampler=sampler)}
+    syncs = waits(timed[OURS]) if device == "cuda" else float("nan")
+    results.write(out / f"profile-train-{stage}.txt", profile(timed[OURS]))
+    useful = sum(flops(model, batch) for batch in made) / len(made)
+    rows: list[Row] = []
+    for name in peaks:
+        row: Row = {"stage": stage, "users": users, "rows": len(made[0].position_ids), "contestant": name}
+        seconds = timings[name].milliseconds() / 1e3 if name in timings else float("nan")
+        faster = timings[OURS].times_faster_than(timings[name]) if name in timings else float("nan")
+        row |= {"median_ms": round(seconds * 1e3, 2), "ours_faster": round(faster, 2)}
+        row |= {"mfu": round(useful / seconds / peak / 1e12, 4), "syncs": syncs if name == OURS else float("nan")}
+        rows.append(row | {"peak_gb": "out of memory" if peaks[name] is None else round(peaks[name] or 0, 2)})
+    return rows
+
+
+def peak_gigabytes(call: harness.Call, device: str) -> float | None:
+    """What a first call takes at its highest, weights included; None where it does not fit."""
+    if device == "cpu":
+        return machine.peak_megabytes(lambda: call(0)) / 1e3
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        call(0)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None
+    return torch.cuda.max_memory_allocated() / 1e9
+
+
+def agree(losses: dict[str, float]) -> None:
+    """Raises AssertionError where a trainer has another loss than ours."""
+    for name, loss in losses.items():
+        difference = abs(loss - losses[OURS])
+        assert difference <= TOLERANCE * abs(losses[OURS]), f"{name}: loss {loss}, ours {losses[OURS]}"
+
+
+def flops(model: Any, batch: PackedBatch) -> float:
+    """Useful ones of a forward and a backward: every row through the layers, causal attention, supervised rows alone
+    through the head."""
+    config = model.config
+    body = sum(weight.numel() for weight in model.model.layers.parameters())
+    lengths = batch.cu_seqlens.diff().double()
+    attention = 2 * config.num_hidden_layers * config.hidden_size * float((lengths**2).sum())
+    assert batch.labels is not None
+    head = int((batch.labels >= 0).sum()) * config.vocab_size * config.hidden_size
+    return 3 * (2 * body * len(batch.position_ids) + attention + 2 * head)
+
+
+def waits(call: harness.Call) -> int:
+    """How often a step makes the host wait for the device."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            call(0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(each.message) for each in seen)
+
+
+def profile(call: harness.Call) -> str:
+    """Operators by time in three steps."""
+    from torch.profiler import profile as profiler
+
+    with profiler() as seen:
+        for round_ in range(3):
+            call(round_)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    order = "device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    return seen.key_averages().table(sort_by=order, row_limit=25)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
