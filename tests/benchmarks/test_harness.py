@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import cells, gate, harness, results, shapes
+from benchmarks import bench_gpu_train, bench_train, cells, gate, harness, results, shapes, source
 from benchmarks.harness import Timing, best, measure, turn
 from benchmarks.peers import Contestant, contestants, peer
-from patchrec_fast import Packer, SessionPatches
+from patchrec_fast import Packer, SessionPatches, attach
 
 ROOT = Path(__file__).parents[2]
 
@@ -182,3 +183,16 @@ def test_the_option(arguments, collects):
     assert any(test.startswith(collects) for test in tests)
     folder = collects.split("/")[0]
     assert all(test.startswith(folder + "/") for test in tests)
+
+
+def test_useful_flops_are_those_that_torch_counts():
+    model = bench_train.Model(32, 2, 2).build()
+    [batch] = bench_train.batches(source.synthetic(3.94), bench_train.POLICIES["pft-s"], 2, 1)
+    attach(model, attention="sdpa")
+    with FlopCounterMode(display=False) as counter:
+        model(**batch.model_inputs()).loss.backward()
+    by_operator = counter.get_flop_counts()["Global"]
+    products = sum(count for operator, count in by_operator.items() if "attention" not in str(operator))
+    lengths = batch.cu_seqlens.diff().double()
+    attention = 3 * 2 * 2 * 32 * float((lengths**2).sum())  # causal: half of two products, forward and backward
+    assert abs(bench_gpu_train.flops(model, batch) - attention - products) < 0.01 * products
