@@ -2,9 +2,9 @@
 """Decoding on one core: ours against transformers' cached beam search and the released protocol, and policies of ours.
 
 Nothing is timed before its answers are the peer's, or, where no peer has the same question (probabilities among title
-tokens alone), brute force's. The model is random: 4 layers of width 256 under the tokenizer's whole vocabulary. A
-random model knows no title, which is the worst case for `exact`: it has no bound to prune by. So one cell is of a model
-that has been trained for two minutes.
+tokens alone), brute force's; `exact` over the whole vocabulary is compared with that in the tests. The model is random:
+4 layers of width 256 under the tokenizer's whole vocabulary. It knows no title, which is the worst case for `exact`,
+without a bound to prune by; so one cell is of a model that has been trained for two minutes.
 """
 
 from __future__ import annotations
