@@ -60,6 +60,17 @@ def gradient_budget(exact, grad, value, scale, dtype):
     return UNIT_ROUNDOFF[dtype] * (32 * exact.abs().max() + cancelled)
 
 
+def check_with_gradients(made, expected, leaves, exact):
+    """Outputs, and gradients of query, key and value, against float64."""
+    assert (made - expected).abs().max() <= budget(torch.float32)
+    grad = torch.randn(made.shape, generator=torch.Generator().manual_seed(1))
+    made.backward(grad)
+    expected.backward(grad.double())
+    for leaf, reference in zip(leaves, exact, strict=True):
+        allowed = gradient_budget(reference.grad, grad, leaves[2].detach(), 0.3, torch.float32)
+        assert (leaf.grad - reference.grad).abs().max() <= allowed
+
+
 @pytest.mark.parametrize("window", [None, 1, 9, 600])
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
@@ -71,13 +82,7 @@ def test_forward_and_gradient(kernel, lengths, heads, window):
     expected = brute(*exact, bounds, 0.3, window)
     leaves = [x.clone().requires_grad_() for x in qkv]
     made = packed_attention(*leaves, bounds, max(lengths), scale=0.3, window=window, kernel=kernel)
-    assert (made - expected).abs().max() <= budget(torch.float32)
-    grad = torch.randn(made.shape, generator=torch.Generator().manual_seed(1))
-    made.backward(grad)
-    expected.backward(grad.double())
-    for leaf, reference in zip(leaves, exact, strict=True):
-        allowed = gradient_budget(reference.grad, grad, qkv[2], 0.3, torch.float32)
-        assert (leaf.grad - reference.grad).abs().max() <= allowed
+    check_with_gradients(made, expected, leaves, exact)
 
 
 BEFORE = {"short": [0, 3, 5, 40, 1], "long": [0, 45, 3, 600, 450]}  # of LENGTHS; few keys and many, with and without
@@ -104,13 +109,7 @@ def test_more_keys_than_queries(kernel, name, window):
     made = packed_attention(
         *leaves, bounds, max(LENGTHS[name]), scale=0.3, window=window, kernel=kernel, cu_seqlens_k=bounds_k
     )
-    assert (made - expected).abs().max() <= budget(torch.float32)
-    grad = torch.randn(made.shape, generator=torch.Generator().manual_seed(1))
-    made.backward(grad)
-    expected.backward(grad.double())
-    for leaf, reference in zip(leaves, exact, strict=True):
-        allowed = gradient_budget(reference.grad, grad, qkv[2], 0.3, torch.float32)
-        assert (leaf.grad - reference.grad).abs().max() <= allowed
+    check_with_gradients(made, expected, leaves, exact)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
