@@ -74,11 +74,16 @@ def latest(rows: list[dict[str, str]], *key: str) -> list[dict[str, str]]:
 
 
 def _fullest(rows: list[dict[str, str]], state: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of one state of a machine: of those with the most shapes, the one recorded last."""
+    """The rows of one state of a machine: of those with the most cells, the one recorded last."""
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in state), []).append(row)
-    return max(groups.values(), key=lambda group: (len({row["shape"] for row in group}), max(r["time"] for r in group)))
+
+    def order(group: list[dict[str, str]]) -> tuple[int, str]:
+        cells = {(row["shape"], row["dtype"], row["mode"]) for row in group}
+        return len(cells), max(row["time"] for row in group)
+
+    return max(groups.values(), key=order)
 
 
 def compress(rows: list[dict[str, str]]) -> Any:
