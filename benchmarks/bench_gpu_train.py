@@ -28,7 +28,7 @@ SHAPES = {**MODELS, "llama-1b": Model(2048, 16, 32)}
 COUNT = 2  # different batches
 TOLERANCE = 2e-2  # of bfloat16 losses, relative: eight bits, and sums in another order
 # Dense bfloat16, in 10**12 a second, from the vendor's data sheets.
-PEAKS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0}
+PEAKS = {"A100": 312.0, "H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0}
 
 
 def main() -> int:

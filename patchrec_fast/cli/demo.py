@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,8 +65,17 @@ def _run(options: argparse.Namespace) -> int:
         if status := _perform(command):
             return status
         print(f"-- {time.perf_counter() - since:.0f} s")
-    print(f"\n{time.perf_counter() - begun:.0f} s in all. Open {out.resolve() / 'report.html'}")
+    report = out.resolve() / "report.html"
+    print(f"\n{time.perf_counter() - begun:.0f} s in all. Open {report}")
+    if _watched():
+        webbrowser.open(report.as_uri())
     return 0
+
+
+def _watched() -> bool:
+    """Whether somebody sits in front: a terminal, and a screen for a browser."""
+    screen = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    return screen and sys.stdout.isatty()
 
 
 def stages(data: str, longest: int, out: Path, steps: int, samples: int) -> Iterator[tuple[str, list[str]]]:

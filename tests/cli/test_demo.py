@@ -87,3 +87,18 @@ def test_the_whole(folders, monkeypatch, tmp_path, capsys):
     assert demo.run(options) == 0  # goes on: there is nothing left to train
     assert capsys.readouterr().out.count("--resume") == 3
     assert weights.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("display", "terminal", "opens"), [(":0", True, True), (":0", False, False), ("", True, False)]
+)
+def test_the_report_is_opened_where_somebody_looks(monkeypatch, tmp_path, display, terminal, opens):
+    monkeypatch.setattr(demo, "_perform", lambda command: 0)
+    monkeypatch.setattr(demo.sys, "platform", "linux")
+    monkeypatch.setattr(demo.sys.stdout, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    opened = []
+    monkeypatch.setattr(demo.webbrowser, "open", opened.append)
+    assert main(["demo", "--data", "sample", "--out", str(tmp_path / "report")]) == 0
+    assert opened == [(tmp_path / "report" / "report.html").as_uri()] * opens
