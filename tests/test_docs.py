@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The code of README and docs: Python runs as printed, top to bottom, on a small model and dataset in place of those it
-names; commands parse."""
+names; the README's commands run, with fewer steps and samples; commands that need a hub, a GPU or hours parse."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from patchrec_fast import __version__, data
-from patchrec_fast.cli.main import COMMANDS, parser_of
+from patchrec_fast.cli.main import COMMANDS, main, parser_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
@@ -141,6 +141,19 @@ def test_commands_exist_and_parse(words):
         return
     assert rest[0] in COMMANDS
     parser_of(rest[0]).parse_args(rest[1:])
+
+
+def test_the_readmes_commands_run(monkeypatch, tmp_path):
+    for name in ("pyarrow", "accelerate", "matplotlib"):
+        pytest.importorskip(name)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.chdir(tmp_path)
+    [block] = [block for block in blocks("README.md", "bash") if "patchrec-fast train" in block]
+    fewer = {"train": ["--steps", "2", "--limit-val", "4"], "evaluate": ["--limit", "4"]}
+    for line in block.splitlines():
+        _, command, *flags = shlex.split(line)
+        assert main([command, *flags, *fewer.get(command, [])]) == 0
+    assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
 def test_every_page_is_in_the_contents():
