@@ -8,7 +8,6 @@ never read or written: a row with such an id is NaN, and its gradient skips that
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
+from patchrec_kernels._launch import device_of, target
 from patchrec_kernels._tl import copy_rows, sum_groups, sum_rows
 
 BLOCK_T = 8
@@ -83,7 +83,7 @@ def compress(weight: Tensor, ids: Tensor, plan: Sequence[Tensor]) -> Tensor:
     block_d, options = _tile_for(weight)
     blocks = triton.cdiv(d, block_d)
     longs, singles = batch.long_rows.numel(), batch.single_rows.numel()
-    with _device_of(weight):
+    with device_of(weight):
         if longs:
             sum_rows[(longs * blocks,)](
                 weight, ids, batch.token_weight, batch.row_offsets, batch.long_rows, out, V,
@@ -144,7 +144,7 @@ def _reduce(out: Tensor, grad: Tensor, plan: _Plan, scatter: bool, accumulate: b
         return
     partial = torch.empty(plan.partials, d, dtype=torch.float32, device=grad.device)
     where = {"D": d, "OUT_STRIDE": out.stride(0), "SCATTER": scatter, "ACCUMULATE": accumulate}
-    with _device_of(grad):
+    with device_of(grad):
         block_d, options = _tile_for(grad)
         sum_groups[(chunks * triton.cdiv(d, block_d),)](
             grad, plan.grad_rows, plan.grad_weight, plan.chunk_offsets, plan.chunk_unit,
@@ -161,24 +161,8 @@ def _reduce(out: Tensor, grad: Tensor, plan: _Plan, scatter: bool, accumulate: b
 
 
 def _tile_for(x: Tensor) -> Tile:
-    backend, warp_size = _target(x.device.type)
+    backend, warp_size = target(x.device.type)
     return tile(x.shape[1], x.element_size(), backend, warp_size)
-
-
-@functools.cache
-def _target(device_type: str) -> tuple[str, int]:
-    """Backend and threads in a warp; on the CPU the interpreter runs CUDA's tiles."""
-    if device_type == "cpu":
-        return "cuda", 32
-    target = triton.runtime.driver.active.get_current_target()
-    return target.backend, target.warp_size
-
-
-def _device_of(x: Tensor) -> Any:
-    """Triton launches on the current device, which need not be the tensor's."""
-    if x.device.type == "cpu":
-        return contextlib.nullcontext()
-    return torch.get_device_module(x.device).device(x.device)
 
 
 def _same(name: str, got: int, of: str, expected: int) -> None:
