@@ -19,7 +19,7 @@ from ..layout.batch import PackedBatch
 from ..ops.compress import compress
 from ..ops.plan import Plan
 from . import attention as kernels
-from . import head
+from . import head, last_layer
 from .loss import on_supervised_rows
 from .modules import keeps_forward, serves
 
@@ -55,8 +55,10 @@ def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Att
     Afterwards `model(**batch.model_inputs())`, or `model(batch)`, gives `.loss` over the supervised rows and the
     logits of the rows that predict them, (1, N, V), or None where they were never made (`loss`); without targets,
     the logits of all rows, (1, R, V). Any other call, such as `generate` or a padded batch, runs as before, on sdpa.
-    Nothing is subclassed and no state-dict name changes. Attach after wrapping with PEFT (which calls its inner
-    model without hooks), before DDP, FSDP2 and torch.compile; detach before PEFT merges.
+    In families that are known (`patchrec_fast.hf.head`), the last layer's MLP sees only the rows whose logits are made,
+    unless hidden states are asked for or somebody's hook would see the others. Nothing is subclassed and no state-dict
+    name changes. Attach after wrapping with PEFT (which calls its inner model without hooks), before DDP, FSDP2 and
+    torch.compile; detach before PEFT merges.
 
     A plain `nn.Embedding` takes the fused operator. One that scales, adapts, shards by tensor or has a padding row
     is called on the token ids, and its output averaged: always right, slower.
@@ -87,6 +89,7 @@ def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Att
             embedding.forward = MethodType(_embed, embedding)
             undo.callback(vars(embedding).pop, "forward", None)
         head.install(model, loss, undo)
+        last_layer.install(model, undo)
         undo.callback(model.register_forward_pre_hook(_read_batch, with_kwargs=True).remove)
         return Attachment(model, name, undo.pop_all())
 
@@ -220,7 +223,10 @@ def _read_batch(
     else:
         rows = compress(ids, offsets, embedding).unsqueeze(0)
     packed = {name: value for name, value in kwargs.items() if name not in _FIELDS}
-    packed.update(on_supervised_rows(kwargs), inputs_embeds=rows, use_cache=False)
+    supervised = on_supervised_rows(kwargs)
+    packed.update(supervised, inputs_embeds=rows, use_cache=False)
+    if supervised or not torch.is_grad_enabled():  # a row that a caller names twice would get its gradient twice
+        packed.update(last_layer.kept_rows(model, packed))
     if kernels.is_ours(model.config._attn_implementation):
         # Four dimensions tell transformers that the mask is made; it would make one of (R, R) otherwise. Nobody
         # reads it, and who did would see that nothing may be attended to.
