@@ -36,12 +36,14 @@ def continuations(packer: Packer) -> dict[tuple[int, ...], list[int]]:
 
 def prompts(model: Any, packer: Packer, histories: list[list[int]]) -> tuple[Tensor, Tensor]:
     """Input embeddings (B, S, d), padded on the left, and the mask (B, S)."""
-    batch = packer.pack(histories)
-    rows = compress(batch.ids, batch.offsets, model.get_input_embeddings().weight)
+    weight = model.get_input_embeddings().weight
+    batch = packer.pack(histories).to(weight.device)
+    rows = compress(batch.ids, batch.offsets, weight)
     parts = [part.flip(0) for part in rows.split(batch.cu_seqlens.diff().tolist())]
     padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).flip(1)
     lengths = batch.cu_seqlens.diff().unsqueeze(1)
-    return padded, (torch.arange(padded.shape[1]) >= padded.shape[1] - lengths).long()
+    column = torch.arange(padded.shape[1], device=weight.device)
+    return padded, (column >= padded.shape[1] - lengths).long()
 
 
 @torch.no_grad()

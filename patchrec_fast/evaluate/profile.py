@@ -10,6 +10,7 @@ import csv
 import io
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -96,11 +97,16 @@ class Profiler:
     def compare(
         self, histories: Sequence[NDArray[np.int32]], settings: Sequence[Setting] = SETTINGS, batch_size: int = 1
     ) -> Iterator[Profile]:
-        """Each setting on the same users, `batch_size` of them at once; a first call is not counted."""
+        """Each setting on the same users, `batch_size` of them at once; a first call is not counted.
+
+        Args:
+            histories: the longest first: what the first call makes room for serves all.
+        """
         for setting in settings:
             rec = self._recommender(setting)
-            measured(rec, histories[:1], batch_size=1, **self._options)
-            yield self._profile(rec, setting, histories, batch_size)
+            with rec.unchanged():
+                measured(rec, histories[:batch_size], batch_size=batch_size, **self._options)
+                yield self._profile(rec, setting, histories, batch_size)
 
     def grow(
         self,
@@ -118,9 +124,10 @@ class Profiler:
             raise ValueError(f"lengths: expected 1 to {len(history)}, the items of the longest history, got {lengths}")
         for setting in settings:
             rec = self._recommender(setting)
-            measured(rec, [history[-lengths[0] :]], batch_size=1, **self._options)
-            for length in lengths:
-                yield self._profile(rec, setting, [history[-length:]] * repeats, 1)
+            with rec.unchanged():
+                measured(rec, [history[-max(lengths) :]], batch_size=1, **self._options)
+                for length in lengths:
+                    yield self._profile(rec, setting, [history[-length:]] * repeats, 1)
 
     def trace(
         self, history: NDArray[np.int32], path: str | os.PathLike[str], settings: Sequence[Setting] = SETTINGS
@@ -129,9 +136,11 @@ class Profiler:
         from torch.profiler import profile, record_function
 
         recs = [self._recommender(setting) for setting in settings]
-        for rec in recs:
-            rec.recommend([history], **self._options)
-        with profile() as profiler:
+        with ExitStack() as stack:
+            for rec in recs:
+                stack.enter_context(rec.unchanged())
+                rec.recommend([history], **self._options)
+            profiler = stack.enter_context(profile())
             for setting, rec in zip(settings, recs, strict=True):
                 with record_function(setting.name):
                     rec.recommend([history], **self._options)

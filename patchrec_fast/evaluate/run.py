@@ -82,7 +82,7 @@ def evaluate(
     if owners.shape != targets.shape:
         raise ValueError(f"users: expected shape {targets.shape}, got {owners.shape}")
     decode = _Decode(rec, max(ks), method, options)
-    with _journal(out, decode, (flat, offsets, targets)) as journal:
+    with rec.unchanged(), _journal(out, decode, (flat, offsets, targets)) as journal:
         entries = _batches(decode, flat, offsets, wanted, batch_size, journal, progress)
 
     shared = _shared(catalogue)

@@ -12,10 +12,14 @@ reaches `patchrec_fast.hf.attention.attend` in each layer. A packed call leaves 
 after `begin` appends and attends. transformers' own cache is not used.
 """
 
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .._backends import why_not
+from ..ops.tree_attention import tree_attention
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -35,12 +39,11 @@ class Rows(NamedTuple):
     counts: list[int]  # (B,) rows of each user
 
 
-class TreeCache:
-    """The state of one batch, all layers.
+class PromptCache:
+    """Keys and values of the prompts of one batch, all layers.
 
     Attributes:
         lengths: (B,) rows of each prompt.
-        count: the number that the next row gets; the trees' roots, the ends of the prompts, are 0 to B - 1.
     """
 
     def __init__(self, lengths: list[int], left_out: list[int] | None = None, trunk: Trunk | None = None) -> None:
@@ -52,23 +55,9 @@ class TreeCache:
             trunk: has the rows left out; None where the first prompt has them, in the packed call.
         """
         self.lengths = lengths
-        self.count = len(lengths)
         self._left_out = [0] * len(lengths) if left_out is None else left_out
         self._trunk = trunk
         self._prompts: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys and values (R, Hk, D)
-        self._padded: dict[int, tuple[Tensor, Tensor]] = {}  # the same, (B, Hk, S, D), where a kernel needs that
-        self._trees: dict[int, Tensor] = {}  # (2, capacity, Hk, D)
-        self._rows: Rows | None = None
-
-    def begin(self, rows: Rows) -> None:
-        """The next call of the model reads these rows; they get the numbers from `count` on."""
-        self._rows = rows
-
-    def end(self) -> None:
-        """The call is over."""
-        assert self._rows is not None
-        self.count += len(self._rows.user)
-        self._rows = None
 
     def keep(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Takes a layer's keys and values of the packed call, (R, Hk, D); gives those of the whole prompts."""
@@ -87,6 +76,36 @@ class TreeCache:
         """The first rows of the prompts, read, for the next batch; a copy, so that it keeps no more than that."""
         return {layer: (key[:rows].clone(), value[:rows].clone()) for layer, (key, value) in self._prompts.items()}
 
+
+class TreeCache(PromptCache):
+    """The state of one batch, all layers: its prompts, and a tree behind each.
+
+    Attributes:
+        count: the number that the next row gets; the trees' roots, the ends of the prompts, are 0 to B - 1.
+    """
+
+    def __init__(self, lengths: list[int], left_out: list[int] | None = None, trunk: Trunk | None = None) -> None:
+        """Set up, as `PromptCache`."""
+        super().__init__(lengths, left_out, trunk)
+        self.count = len(lengths)
+        self._padded: dict[int, tuple[Tensor, Tensor]] = {}  # the same, (B, Hk, S, D), where a kernel needs that
+        self._trees: dict[int, Tensor] = {}  # (2, capacity, Hk, D)
+        self._rows: Rows | None = None
+        self._cu_rows = self._cu_seqlens = torch.empty(0)  # of the rows and of the prompts, where a kernel needs them
+
+    def begin(self, rows: Rows) -> None:
+        """The next call of the model reads these rows; they get the numbers from `count` on."""
+        self._rows = rows
+        if _kernel_serves(rows.user.device):
+            offsets = [[0, *accumulate(counts)] for counts in (rows.counts, self.lengths)]
+            self._cu_rows, self._cu_seqlens = torch.tensor(offsets, dtype=torch.int32).to(rows.user.device)
+
+    def end(self) -> None:
+        """The call is over."""
+        assert self._rows is not None
+        self.count += len(self._rows.user)
+        self._rows = None
+
     def attend(
         self,
         layer: int,
@@ -102,6 +121,21 @@ class TreeCache:
         if rows is None or layer not in self._prompts:
             raise ValueError("a tree's rows come after its prompts: call the model on the packed batch, then begin()")
         keys, values = self._append(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        if _kernel_serves(query.device):
+            return tree_attention(
+                query[0].transpose(0, 1),
+                *self._prompts[layer],
+                self._cu_seqlens,
+                keys,
+                values,
+                rows.path,
+                self._cu_rows,
+                max_rows=max(rows.counts),
+                max_seqlen=max(self.lengths),
+                scale=scale,
+                window=window,
+                softcap=softcap,
+            ).unsqueeze(0)
         q = query[0].transpose(0, 1).unflatten(1, (key.shape[1], -1))  # (n, Hk, G, D)
         near = _path_part(q, keys, values, rows, scale, window, softcap)
         if q.device.type == "cpu" and window is None and softcap is None and q.dtype == key.dtype:
@@ -166,6 +200,11 @@ class TreeCache:
             self._padded[layer] = padded[0].transpose(1, 2), padded[1].transpose(1, 2)
             self._prompts[layer] = prompts[0][:0], prompts[1][:0]  # one copy is enough
         return self._padded[layer]
+
+
+def _kernel_serves(device: torch.device) -> bool:
+    """Whether the fused operator is the fastest there is: a GPU with Triton."""
+    return device.type != "cpu" and why_not("triton", device.type) is None
 
 
 def _path_part(

@@ -17,7 +17,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .reader import Children, Reader
+from .questions import Children
+from .reader import Prompts, Reader
+from .trie import Trie
 
 EarlyStopping = bool | Literal["never"]
 
@@ -29,6 +31,35 @@ class Found(NamedTuple):
     score: Tensor  # (B, k) float32, by which they are ordered
     log_prob: Tensor  # (B, k) float32, the sum of the tokens' log-probabilities
 
+    @classmethod
+    def nothing(cls, users: int, count: int, device: torch.device) -> Found:
+        leaf = torch.full((users, count), -1, device=device)
+        score = torch.full(leaf.shape, -torch.inf, device=device)
+        return cls(leaf, score, score.clone())
+
+
+class Rules(NamedTuple):
+    """What decides which beams go on."""
+
+    k: int
+    """How many titles to return, at most `beams`."""
+    beams: int
+    """How many run side by side."""
+    length_penalty: float = 0.0
+    """A finished title's score is its log-probability over `length ** length_penalty`, the end token counted."""
+    early_stopping: EarlyStopping = False
+    """True: done when `beams` titles are finished. False: when the best running beam, ended now, would not enter.
+    "never": when it could not even at the trie's full depth. As in transformers; False and "never" are the same for a
+    length_penalty of 0."""
+
+
+class Chosen(NamedTuple):
+    """The beams that go on, (B, K) each; score -inf is no beam."""
+
+    score: Tensor
+    node: Tensor
+    parent: Tensor  # which of the beams before it
+
 
 class _Beams(NamedTuple):
     """The running beams, (B, K) each; score -inf is no beam."""
@@ -39,84 +70,87 @@ class _Beams(NamedTuple):
     ahead: Tensor  # rows after it that are read already: its forced chain
 
 
-def beam(
-    reader: Reader,
-    k: int,
-    beams: int,
-    length_penalty: float = 0.0,
-    early_stopping: EarlyStopping = False,
-) -> Found:
-    """Searches.
-
-    Args:
-        k: how many titles to return, at most `beams`.
-        beams: how many run side by side.
-        length_penalty: a finished title's score is its log-probability over `length ** length_penalty`, the end
-            token counted.
-        early_stopping: True: done when `beams` titles are finished. False: when the best running beam, ended now,
-            would not enter. "never": when it could not even at the trie's full depth. As in transformers; False and
-            "never" are the same for a length_penalty of 0.
-    """
-    running = _start(reader, beams)
-    done = _nothing(reader, beams)
-    for length in range(1, reader.trie.depth + 1):
+def beam(reader: Reader, rules: Rules) -> Found:
+    """Searches."""
+    shape, device = (reader.users, rules.beams), reader.trie.token.device
+    chosen, done = first_step(reader, rules)
+    penalties = divisors(rules, reader.trie)
+    root = torch.arange(reader.users, device=device).unsqueeze(1).expand(shape)
+    running = _advance(reader, _Beams(*chosen[:2], root, torch.zeros_like(root)), chosen)
+    for length in range(2, reader.trie.depth + 1):
         user, place = (running.score > -torch.inf).nonzero(as_tuple=True)
         if not len(user):
             break
         found = reader.children(user, running.node[user, place], running.row[user, place])
-        score, node, parent = _best(running.score, user, place, found, 2 * beams)
-        ends = reader.trie.is_leaf[node] & (score > -torch.inf)
-        done = _finish(done, score, node, ends, length**length_penalty)
-        going, chosen = score.masked_fill(ends, -torch.inf)[:, : 2 * beams].sort(dim=1, descending=True, stable=True)
-        going, chosen = going[:, :beams], chosen[:, :beams]
-        if length_penalty == 0 and early_stopping is not True:
-            going = going.masked_fill(going <= done.score[:, k - 1 : k], -torch.inf)
-        else:
-            longest = reader.trie.depth if early_stopping == "never" and length_penalty > 0 else length
-            hopeless = going[:, :1] / longest**length_penalty <= done.score[:, -1:]
-            full = done.score[:, -1:] > -torch.inf
-            going = going.masked_fill(full & (hopeless | (early_stopping is True)), -torch.inf)
-        running = _advance(reader, running, going, node.gather(1, chosen), parent.gather(1, chosen))
-    return Found(done.leaf[:, :k], done.score[:, :k], done.log_prob[:, :k])
+        strips = found.strips(user, place, shape)
+        chosen, done = choose(rules, reader.trie, running.score, strips, done, penalties[length], penalties[-1])
+        running = _advance(reader, running, chosen)
+    return best(rules, done)
 
 
-def _start(reader: Reader, beams: int) -> _Beams:
-    shape, device = (reader.users, beams), reader.trie.token.device
-    zeros = torch.zeros(shape, dtype=torch.int64, device=device)
-    score = torch.full(shape, -torch.inf, device=device)
+def first_step(prompts: Prompts, rules: Rules) -> tuple[Chosen, Found]:
+    """From the prompts to the first tokens; `parent` is 0."""
+    user = torch.arange(prompts.users, device=prompts.trie.token.device)
+    found = prompts.children(user, torch.zeros_like(user), user)
+    shape = (prompts.users, rules.beams)
+    score = found.log_prob.new_full(shape, -torch.inf)
     score[:, 0] = 0
-    root = torch.arange(reader.users, device=device).unsqueeze(1).expand(shape)
-    return _Beams(score, zeros, root, zeros)
+    strips = found.strips(user, torch.zeros_like(user), shape)
+    penalties = divisors(rules, prompts.trie)
+    nothing = Found.nothing(*shape, user.device)
+    return choose(rules, prompts.trie, score, strips, nothing, penalties[1], penalties[-1])
 
 
-def _nothing(reader: Reader, beams: int) -> Found:
-    leaf = torch.full((reader.users, beams), -1, device=reader.trie.token.device)
-    score = torch.full(leaf.shape, -torch.inf, device=leaf.device)
-    return Found(leaf, score, score)
+def divisors(rules: Rules, trie: Trie) -> Tensor:
+    """(depth + 1,) float32: what the log-probability of a title of each length is divided by."""
+    lengths = range(1, trie.depth + 1)
+    return torch.tensor([1.0, *(length**rules.length_penalty for length in lengths)], device=trie.token.device)
 
 
-def _best(
-    score: Tensor,  # (B, K)
-    user: Tensor,  # (n,) of the beams that run, and so place
-    place: Tensor,
-    found: Children,  # of those
-    count: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def best(rules: Rules, done: Found) -> Found:
+    """The k first."""
+    return Found(*(column[:, : rules.k] for column in done))
+
+
+def choose(
+    rules: Rules,
+    trie: Trie,
+    score: Tensor,  # (B, K) of the beams
+    strips: Children,  # (B, K, C) theirs
+    done: Found,  # (B, K)
+    divisor: Tensor,  # of titles that end now
+    last_divisor: Tensor,  # of the longest
+) -> tuple[Chosen, Found]:
+    """One step: the beams that go on, and the finished titles with those that end now. Waits for nobody."""
+    beams = rules.beams
+    total, node, parent = _best(score, strips, 2 * beams)
+    ends = trie.is_leaf[node] & (total > -torch.inf)
+    done = _finish(done, total, node, ends, divisor)
+    going, chosen = total.masked_fill(ends, -torch.inf).sort(dim=1, descending=True, stable=True)
+    going, chosen = going[:, :beams], chosen[:, :beams]
+    if rules.length_penalty == 0 and rules.early_stopping is not True:
+        going = going.masked_fill(going <= done.score[:, rules.k - 1 : rules.k], -torch.inf)
+    else:
+        far = rules.early_stopping == "never" and rules.length_penalty > 0
+        hopeless = going[:, :1] / (last_divisor if far else divisor) <= done.score[:, -1:]
+        full = done.score[:, -1:] > -torch.inf
+        going = going.masked_fill(full & (hopeless | (rules.early_stopping is True)), -torch.inf)
+    return Chosen(going, node.gather(1, chosen), parent.gather(1, chosen)), done
+
+
+def _best(score: Tensor, strips: Children, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Score, node and parent beam of the `count` best continuations, (B, count) each, best first."""
-    users, width = score.shape[0], found.node.shape[1]
-    total = score.new_full((*score.shape, width), -torch.inf)
-    total[user, place] = score[user, place].unsqueeze(1) + found.log_prob
-    nodes = found.node.new_zeros(total.shape)
-    nodes[user, place] = found.node
-    total, nodes = total.view(users, -1), nodes.view(users, -1)
+    users, _, width = strips.node.shape
+    live = score.unsqueeze(2) > -torch.inf
+    total = torch.where(live, score.unsqueeze(2) + strips.log_prob, -torch.inf).view(users, -1)
     top, at = total.topk(min(count, total.shape[1]), dim=1)
     pad = (0, count - top.shape[1])
-    parts = (top, -torch.inf), (nodes.gather(1, at), 0), (at // width, 0)
+    parts = (top, -torch.inf), (strips.node.view(users, -1).gather(1, at), 0), (at // width, 0)
     best, node, parent = (torch.nn.functional.pad(x, pad, value=value) for x, value in parts)
     return best, node, parent
 
 
-def _finish(done: Found, score: Tensor, node: Tensor, ends: Tensor, divisor: float) -> Found:
+def _finish(done: Found, score: Tensor, node: Tensor, ends: Tensor, divisor: Tensor) -> Found:
     """The finished titles with those that end now; only a place among the first K continuations counts."""
     beams = done.leaf.shape[1]
     ended = score[:, :beams].masked_fill(~ends[:, :beams], -torch.inf)
@@ -127,8 +161,9 @@ def _finish(done: Found, score: Tensor, node: Tensor, ends: Tensor, divisor: flo
     return Found(leaf.gather(1, order), ranked.gather(1, order), log_prob.gather(1, order))
 
 
-def _advance(reader: Reader, old: _Beams, score: Tensor, node: Tensor, parent: Tensor) -> _Beams:
+def _advance(reader: Reader, old: _Beams, chosen: Chosen) -> _Beams:
     """The chosen continuations as beams; the nodes that no chain has read yet are read."""
+    score, node, parent = chosen
     above, ahead = old.row.gather(1, parent), old.ahead.gather(1, parent) - 1
     row = above + 1
     user, place = ((score > -torch.inf) & (ahead < 0)).nonzero(as_tuple=True)

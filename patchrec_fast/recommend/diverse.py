@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from .beam import Found
-from .reader import Children, Reader
+from .questions import Children
+from .reader import Reader
 
 
 def diverse(reader: Reader, k: int, penalty: float = 0.8, length_penalty: float = 1.0) -> Found:
@@ -46,7 +47,7 @@ def diverse(reader: Reader, k: int, penalty: float = 0.8, length_penalty: float 
         found, taken = _bounds(reader, user, node[user, group], row[user, group])
         if taken is not None:
             path.row[user, group, length - 1], path.taken[user, group, length - 1] = row[user, group], taken
-        best, lowered, cost = _in_turn(reader, _strips(found, user, group, shape), score, penalty)
+        best, lowered, cost = _in_turn(reader, found.strips(user, group, shape), score, penalty)
         log_prob, score = torch.where(running, log_prob + cost, log_prob), torch.where(running, lowered, score)
         ends = running & trie.is_leaf[best] & (score > -torch.inf)
         leaf, lengths = torch.where(ends, best, leaf), torch.where(ends, length, lengths)
@@ -106,14 +107,6 @@ def _once(reader: Reader, user: Tensor, node: Tensor, row: Tensor) -> tuple[Tens
     rows = torch.empty_like(key)
     rows[back] = row
     return key // len(reader.trie), key % len(reader.trie), rows, back
-
-
-def _strips(found: Children, user: Tensor, group: Tensor, shape: tuple[int, int]) -> Children:
-    """The children by user and group, (B, k, C)."""
-    node = found.node.new_zeros(*shape, found.node.shape[1])
-    log_prob = found.log_prob.new_full(node.shape, -torch.inf)
-    node[user, group], log_prob[user, group] = found
-    return Children(node, log_prob)
 
 
 def _in_turn(reader: Reader, strip: Children, score: Tensor, penalty: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,7 +20,7 @@ from ..hf import head as losses
 from ..hf.modules import keeps_forward, serves
 
 _CHUNK = 1 << 24  # logits at once: 64 MiB of float32
-_BLOCK = 4096  # tokens at once, where only a sum over all is wanted
+_BLOCK = 4096  # tokens at once on a CPU, where only a sum over all is wanted
 
 
 class Head:
@@ -88,9 +88,11 @@ class Head:
         if not self._plain:
             return torch.cat([logits.logsumexp(1) for logits in self.logits(hidden)])
         weight, bias = self._module.weight, self._module.bias
-        parts = []  # of a block of tokens each: the logits stay in the cache, 1.9 times faster for 160 rows
-        for first in range(0, len(weight), _BLOCK):
-            block = slice(first, first + _BLOCK)
+        # Of a block of tokens each: on a CPU the logits stay in the cache, 1.9 times faster for 160 rows.
+        size = _BLOCK if hidden.device.type == "cpu" else max(1, _CHUNK // max(1, len(hidden)))
+        parts = []
+        for first in range(0, len(weight), size):
+            block = slice(first, first + size)
             logits = F.linear(hidden, weight[block], None if bias is None else bias[block])
             parts.append(self._finished(logits).logsumexp(1))
         return torch.stack(parts).logsumexp(0)

@@ -3,49 +3,31 @@
 
 from __future__ import annotations
 
-import gc
-import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ..hf.attach import attach
-from ..hf.attention import is_ours
-from ..hf.cache import Trunk
 from ..layout import Packer
 from ..layout.histories import Histories, flatten, integers
 from ..layout.policies import check_count
 from . import files
-from .beam import EarlyStopping, Found, beam
+from .beam import EarlyStopping, Found, Rules, beam
 from .diverse import diverse
 from .exact import exact
 from .head import Head
-from .reader import NORMALIZE, Normalize, Reader, closed_nodes
+from .questions import Normalize
+from .reader import Reader
 from .recommendations import Recommendations
+from .run import Run, Users
 from .trie import Trie
 from .whole import log_probs
 
 Method = Literal["beam", "exact", "diverse"]
-
-
-class _Batch(NamedTuple):
-    """Some users: their items and offsets."""
-
-    flat: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-
-    def part(self, first: int, last: int) -> _Batch:
-        cut = self.offsets[first : last + 1]
-        return _Batch(self.flat[cut[0] : cut[-1]], cut - cut[0])
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
 
 
 class Recommender:
@@ -80,11 +62,36 @@ class Recommender:
             files.check(trie, packer.catalogue, end)
         self.model, self.packer, self.trie = model, packer, trie
         self._head = Head(model)
+        self._runs: dict[Hashable, Run] | None = None  # inside `unchanged`
         if int(trie.token.max()) >= self._head.size:
             raise ValueError(
                 f"model: its {self._head.size} logits do not cover the titles' token {int(trie.token.max())}; "
                 "call model.resize_token_embeddings(prompt.num_embeddings)"
             )
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Inside, the model does not change, so what one call prepares serves the next: the beginning that all prompts
+        share, the titles' part of the head, CUDA graphs. Whoever changes it inside gets answers of both models."""
+        outer, self._runs = self._runs, {}
+        try:
+            yield
+        finally:
+            self._runs = outer
+
+    def _run(
+        self, normalize: Normalize, exclude_seen: bool = False, graphed: Rules | None = None, required: bool = False
+    ) -> Run:
+        """A run with these options, where inside `unchanged` the one that there is."""
+        key = normalize, exclude_seen, graphed, required
+        run = None if self._runs is None else self._runs.get(key)
+        if run is None:
+            run = Run(self.model, self._head, self.packer, self.trie, normalize, exclude_seen)
+            if graphed is not None:
+                run.fix(graphed, required)
+            if self._runs is not None:
+                self._runs[key] = run
+        return run
 
     def recommend(
         self,
@@ -99,6 +106,7 @@ class Recommender:
         early_stopping: EarlyStopping = False,
         diversity_penalty: float = 0.8,
         batch_size: int = 16,
+        cuda_graphs: bool | None = None,
     ) -> Recommendations:
         """The k best titles of each user.
 
@@ -118,10 +126,13 @@ class Recommender:
             early_stopping: for "beam", as `recommend.beam.beam` has it.
             diversity_penalty: for "diverse".
             batch_size: users decoded at once. A batch that does not fit the GPU is halved, with a warning.
+            cuda_graphs: for "beam" on a GPU: run the steps of the search as a CUDA graph, which waits for nothing
+                (`recommend.fixed`); the answers are the same. None does so where it can, True or raises.
 
         Raises:
             TypeError: ids that are not integers.
             ValueError: an empty history, an unknown item, a k, batch size or option out of range.
+            RuntimeError: `cuda_graphs=True` where they cannot serve, and why.
         """
         check_count("k", k, minimum=1)
         if method not in ("beam", "exact", "diverse"):
@@ -133,16 +144,20 @@ class Recommender:
         check_count("beams", k if beams is None else beams, minimum=k)
         if method != "beam" and beams is not None:
             raise ValueError(f"beams: only method='beam' has them, got {beams} for {method!r}")
+        if method != "beam" and cuda_graphs:
+            raise ValueError(f"cuda_graphs: only method='beam' has them, got {method!r}")
+        rules = Rules(k, beams or k, length_penalty or 0.0, early_stopping)
 
         def decode(reader: Reader) -> Found:
             if method == "exact":
                 return exact(reader, k)
             if method == "diverse":
                 return diverse(reader, k, diversity_penalty, 1.0 if length_penalty is None else length_penalty)
-            return beam(reader, k, beams or k, length_penalty or 0.0, early_stopping)
+            return beam(reader, rules)
 
-        run = _Run(self, normalize, exclude_seen)
-        parts = run.decode(_Batch(*flatten(histories)), decode, batch_size)
+        graphed = method == "beam" and cuda_graphs is not False
+        run = self._run(normalize, exclude_seen, rules if graphed else None, cuda_graphs is True)
+        parts = run.decode(Users(*flatten(histories)), decode, batch_size)
         found = Found(*(torch.cat(column) for column in zip(*(each for each, _ in parts), strict=True)))
         return Recommendations(
             items=self.trie.first_items(found.leaf).numpy(),
@@ -170,7 +185,9 @@ class Recommender:
         def decode(reader: Reader) -> tuple[Tensor]:
             return (log_probs(reader)[:, leaf.to(reader.trie.token.device)],)
 
-        parts = _Run(self, normalize).decode(_Batch(*flatten(histories)), decode, batch_size)
+        parts = Run(self.model, self._head, self.packer, self.trie, normalize).decode(
+            Users(*flatten(histories)), decode, batch_size
+        )
         return torch.cat([each[0] for each, _ in parts]).numpy()
 
     def rank(self, histories: Histories, items: ArrayLike, **options: Any) -> NDArray[np.int64]:
@@ -189,117 +206,10 @@ class Recommender:
             TypeError, ValueError: as `recommend`; another number of items than of histories.
         """
         wanted = integers("items", items)
-        batch = _Batch(*flatten(histories))
+        batch = Users(*flatten(histories))
         if len(wanted) != len(batch):
             raise ValueError(f"items: got {len(wanted)} for {len(batch)} histories, expected one a history")
         place = self.packer.catalogue.index(wanted)
         _, one_each = np.unique(self.trie.leaf_of(self.packer.catalogue.item_ids), return_index=True)
         table = self.scores(tuple(batch), **options)
         return (table[:, one_each] >= table[np.arange(len(table)), place][:, None]).sum(1)
-
-
-class _Run:
-    """One call: its options, and what it cost."""
-
-    def __init__(self, rec: Recommender, normalize: Normalize, exclude_seen: bool = False) -> None:
-        if normalize not in NORMALIZE:
-            raise ValueError(f"normalize must be one of {', '.join(map(repr, NORMALIZE))}, got {normalize!r}")
-        self.rec, self.normalize, self.exclude_seen = rec, normalize, exclude_seen
-        self.device = next(rec.model.parameters()).device
-        self.trie = rec.trie.to(self.device)
-        self.trunk: Trunk | None = None
-        self.rows = 0
-        self.seconds = {"pack": 0.0, "prompt": 0.0, "decode": 0.0}
-
-    @torch.no_grad()
-    def decode(
-        self, users: _Batch, decode: Callable[[Reader], tuple[Tensor, ...]], batch_size: int
-    ) -> list[tuple[tuple[Tensor, ...], Tensor]]:
-        """What `decode` makes of each batch and what it asked, on the CPU, users in order."""
-        check_count("batch_size", batch_size, minimum=1)
-        parts = []
-        with _ready(self.rec.model):
-            waiting = [users.part(a, min(a + batch_size, len(users))) for a in range(0, len(users), batch_size)][::-1]
-            while waiting:
-                batch = waiting.pop()
-                made = self._attempt(batch, decode)
-                if made is None:
-                    half = len(batch) // 2
-                    waiting += [batch.part(half, len(batch)), batch.part(0, half)]
-                else:
-                    parts.append(made)
-        return parts
-
-    def _attempt(
-        self, batch: _Batch, decode: Callable[[Reader], tuple[Tensor, ...]]
-    ) -> tuple[tuple[Tensor, ...], Tensor] | None:
-        """None where memory ran out and there is more than one user."""
-        try:
-            return self._one(batch, decode)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-        gc.collect()  # the failed attempt's tensors may hang in reference cycles
-        torch.cuda.empty_cache()
-        warnings.warn(f"{len(batch)} users at once do not fit into memory; halving the batch", stacklevel=5)
-        return None
-
-    def _one(self, batch: _Batch, decode: Callable[[Reader], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Tensor]:
-        with self._part("pack"):
-            packed = self.rec.packer.pack(tuple(batch), seed=0, prefixes=int(self.trunk is None))
-            closed = self._seen(batch) if self.exclude_seen else None
-        with self._part("prompt"):
-            reader = Reader(self.rec.model, self.rec._head, self.trie, packed, self.normalize, closed, self.trunk)
-            if self.trunk is None and not _rotates_by_length(self.rec.model):
-                self.trunk = reader.trunk(len(self.rec.packer.prompt.prefix))
-        with self._part("decode"):
-            made = decode(reader)
-        self.rows += reader.rows
-        return tuple(each.cpu() for each in made), reader.asked.cpu()
-
-    def _seen(self, batch: _Batch) -> Tensor | None:
-        """The nodes under which a user has seen all."""
-        user = np.repeat(np.arange(len(batch)), np.diff(batch.offsets))
-        seen = np.unique(np.stack([user, batch.flat]), axis=1)  # an item watched twice is one
-        pair, count = np.unique(np.stack([seen[0], self.rec.trie.leaf_of(seen[1])]), axis=1, return_counts=True)
-        user, leaf = torch.from_numpy(pair).to(self.device)
-        everything = self.trie.item_first[leaf + 1] - self.trie.item_first[leaf]
-        whole = torch.from_numpy(count).to(self.device) == everything
-        return closed_nodes(self.trie, user[whole], leaf[whole])
-
-    @contextmanager
-    def _part(self, name: str) -> Iterator[None]:
-        """Times a part; on CUDA as a named range, and with the device's work done at its end."""
-        cuda = self.device.type == "cuda"
-        began = time.perf_counter()
-        if cuda:
-            torch.cuda.nvtx.range_push(f"patchrec_fast {name}")
-        try:
-            yield
-            if cuda:
-                torch.cuda.synchronize(self.device)
-        finally:
-            if cuda:
-                torch.cuda.nvtx.range_pop()
-            self.seconds[name] += time.perf_counter() - began
-
-
-def _rotates_by_length(model: Any) -> bool:
-    """Whether rotary embeddings depend on the longest position of a call: then each batch needs keys of its own."""
-    kinds = (str(getattr(module, "rope_type", "")) for module in model.modules())  # one, or one a type of layers
-    return any("dynamic" in kind or "longrope" in kind for kind in kinds)
-
-
-@contextmanager
-def _ready(model: Any) -> Iterator[None]:
-    """The model attached and in evaluation mode; afterwards as it was."""
-    handle = None if is_ours(model.config._attn_implementation) else attach(model)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        if handle is not None:
-            handle.detach()

@@ -112,6 +112,11 @@ class Trie:
         return chain
 
     @cached_property
+    def widest(self) -> int:
+        """The most children of a node other than the root."""
+        return int((self.first[2:] - self.first[1:-1]).max())
+
+    @cached_property
     def leaves(self) -> Tensor:
         """(N,) int64: the leaves below a node, itself included."""
         leaves = self.is_leaf.long()

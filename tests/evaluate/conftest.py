@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recommender without a language model: what it recommends can be foretold."""
 
+import contextlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,6 +27,8 @@ class Clockwork:
         torch.nn.init.ones_(self.model.weight)
         self.fail_at = fail_at
         self.calls = []
+
+    unchanged = contextlib.nullcontext
 
     def recommend(self, histories, k=20, method="beam", *, batch_size=16, step=1):
         if len(self.calls) == self.fail_at:

@@ -9,7 +9,7 @@ import torch
 
 import patchrec_fast as pf
 from patchrec_fast.recommend import Trie
-from patchrec_fast.recommend import recommender as module
+from patchrec_fast.recommend import run as module
 from tests.recommend import decoders
 
 METHODS = ["beam", "exact", "diverse"]
@@ -206,3 +206,41 @@ def test_one_user_that_does_not_fit(recommender, histories, monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         recommender.recommend(histories[:1])
     assert recommender.model.config._attn_implementation == "sdpa"
+
+
+def test_unchanged_serves_the_next_call(make_model, packer, histories, monkeypatch):
+    """The beginning of the prompts is read once for all calls, and the answers are those of calls alone."""
+    rec = pf.Recommender(make_model(), packer)
+    alone = [rec.recommend([history], k=4) for history in histories]
+    packed, pack = [], packer.pack
+    monkeypatch.setattr(packer, "pack", lambda *args, **options: packed.append(pack(*args, **options)) or packed[-1])
+    with rec.unchanged():
+        together = [rec.recommend([history], k=4) for history in histories]
+        closed = rec.recommend(histories, k=4, exclude_seen=True)
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one.items, other.items)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+        assert one.rows == other.rows
+        assert set(one.seconds) == set(other.seconds)
+    prefix = len(packer.prompt.prefix)
+    assert [int(batch.position_ids[0]) for batch in packed] == [0, *[prefix] * (len(histories) - 1), 0]
+    np.testing.assert_array_equal(closed.items, rec.recommend(histories, k=4, exclude_seen=True).items)
+
+
+def test_unchanged_ends(make_model, packer, histories):
+    """A model that changes afterwards is read anew, also where what was inside failed."""
+    rec = pf.Recommender(make_model(), packer)
+
+    def fails():
+        with rec.unchanged():
+            rec.recommend(histories, k=4)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    with torch.no_grad():
+        for parameter in rec.model.parameters():
+            parameter.mul_(0.5)
+    np.testing.assert_array_equal(
+        rec.recommend(histories, k=4).items, pf.Recommender(rec.model, packer).recommend(histories, k=4).items
+    )
