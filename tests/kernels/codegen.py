@@ -73,6 +73,8 @@ class Facts:
     stores: dict[int, int] = field(default_factory=dict)
     source_loads: dict[int, int] = field(default_factory=dict)
     source_stores: dict[int, int] = field(default_factory=dict)
+    copies: int = 0  # wide ones into shared memory, which the threads do not wait for
+    products: int = 0  # of the matrix units
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,9 @@ def _source(case: Case) -> ASTSource:
         signature[name] = "constexpr" if parameter.is_constexpr else types[name]
         if parameter.is_constexpr:
             constants[(position,)] = case.constants[name]
-        elif signature[name][0] == "*" and not parameter.do_not_specialize_on_alignment:
-            # What a launch finds by looking at where a tensor starts.
+        elif name.endswith(("_ptr", "_stride")) and not (
+            parameter.do_not_specialize or parameter.do_not_specialize_on_alignment
+        ):  # What a launch finds by looking at where a tensor starts and its rows.
             attributes[(position,)] = [["tt.divisibility", 16]] if case.aligned else []
     return ASTSource(case.kernel, signature, constants, attributes)
 
@@ -222,6 +225,8 @@ def read_sass(text: str, found: Facts) -> None:
             loads.append(width)
         elif operation.startswith("STG."):
             stores.append(width)
+        found.copies += operation.startswith("LDGSTS.") and width >= 16
+        found.products += operation.startswith(("HMMA", "HGMMA", "UTCHMMA"))
         if any(touched & written for written in pending):
             pending = []
         if operation.startswith("LDG.") and width >= 16:
@@ -265,6 +270,7 @@ def read_amdgcn(text: str, found: Facts) -> None:
     for line in text.splitlines():
         access = re.match(r"\s+(?:global|buffer|flat)_(load|store)_(\w+)", line)
         wait = re.match(r"\s+s_waitcnt.*?vmcnt\((\d+)\)", line)
+        found.products += "v_mfma_" in line
         if wait:
             pending = pending[max(0, len(pending) - int(wait[1])) :]
         if not access:
