@@ -71,7 +71,7 @@ def _load_queries(
 ):
     """(M, D_TILE); zeros where not inside."""
     columns = tl.arange(0, D_TILE)
-    source = query_ptr + row.to(tl.int64) * row_stride + head * head_stride
+    source = query_ptr + row.to(tl.int64) * row_stride + head.to(tl.int64) * head_stride
     mask = inside[:, None] & (columns < D)[None, :]
     query = tl.load(source[:, None] + columns[None, :], mask=mask, other=0.0)
     if OPERAND is not None:
@@ -152,8 +152,8 @@ def read_prompts(
     start = oldest + split * share
     end = tl.minimum(start + share, length)
 
-    key_ptr += tl.program_id(1) * key_head_stride
-    value_ptr += tl.program_id(1) * value_head_stride
+    key_ptr += tl.program_id(1).to(tl.int64) * key_head_stride
+    value_ptr += tl.program_id(1).to(tl.int64) * value_head_stride
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     mass = tl.zeros([BLOCK_M], tl.float32)
     total = tl.zeros([BLOCK_M, D_TILE], tl.float32)
@@ -223,8 +223,8 @@ def read_paths(
     if WINDOW is not None:
         itself = _path_ends(path_ptr, path_stride, same, inside, path_columns, tree_rows, BLOCK_A)
 
-    key_ptr += tl.program_id(1) * key_head_stride
-    value_ptr += tl.program_id(1) * value_head_stride
+    key_ptr += tl.program_id(1).to(tl.int64) * key_head_stride
+    value_ptr += tl.program_id(1).to(tl.int64) * value_head_stride
     path_ptr += row.to(tl.int64) * path_stride
     top = tl.full([BLOCK_G], float("-inf"), tl.float32)
     mass = tl.zeros([BLOCK_G], tl.float32)
