@@ -116,14 +116,15 @@ def agree(losses: dict[str, float]) -> None:
 
 def flops(model: Any, batch: PackedBatch) -> float:
     """Useful ones of a forward and a backward: every row through the layers, causal attention, supervised rows alone
-    through the head."""
-    config = model.config
-    body = sum(weight.numel() for weight in model.model.layers.parameters())
+    through the last MLP and the head."""
+    config, layers, rows = model.config, model.model.layers, len(batch.position_ids)
+    assert batch.labels is not None
+    supervised = int((batch.labels >= 0).sum())
+    body, last = (sum(weight.numel() for weight in part.parameters()) for part in (layers, layers[-1].mlp))
     lengths = batch.cu_seqlens.diff().double()
     attention = 2 * config.num_hidden_layers * config.hidden_size * float((lengths**2).sum())
-    assert batch.labels is not None
-    head = int((batch.labels >= 0).sum()) * config.vocab_size * config.hidden_size
-    return 3 * (2 * body * len(batch.position_ids) + attention + 2 * head)
+    products = body * rows - last * (rows - supervised) + supervised * config.vocab_size * config.hidden_size
+    return 3 * (2 * products + attention)
 
 
 def waits(call: harness.Call) -> int:
