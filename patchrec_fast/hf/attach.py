@@ -25,7 +25,7 @@ from .modules import keeps_forward, serves
 
 _LAYERS = {"full_attention", "sliding_attention"}
 _CLASHES = ("input_ids", "inputs_embeds", "attention_mask", "past_key_values")
-_FIELDS = ("ids", "token_offsets", "item_offsets", "plan", "max_id", "supervised_rows")
+_FIELDS = ("ids", "token_offsets", "item_offsets", "plan", "max_id", "supervised_rows", "headless")
 
 
 class Attachment:
@@ -214,6 +214,11 @@ def _read_batch(
     clashes = [name for name in _CLASHES if kwargs.get(name) is not None] + ["a positional argument"] * bool(args)
     if clashes:
         raise ValueError(f"a packed batch comes without {', '.join(clashes)}: it has no padding and no past")
+    if kwargs.get("headless") and kwargs.get("tree") is None:
+        raise ValueError(
+            f"{kwargs['headless']} users of the packed batch are without the rows before the history "
+            "(Packer.pack(prefixes=...)), which only Recommender has kept; pack it without prefixes"
+        )
     embedding = _embedding_of(model)
     _check_vocabulary(model, embedding, kwargs.get("max_id"))
     ids, offsets = kwargs["ids"], (kwargs["token_offsets"], kwargs["item_offsets"])

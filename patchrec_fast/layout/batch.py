@@ -32,6 +32,7 @@ class PackedBatch:
         labels: (R,) int64, the row's own token where it is supervised and -100 elsewhere (not
             shifted: the loss shifts); None without targets.
         plan: what `Packer(..., plan=True)` prepared for the compress op, else None.
+        headless: how many users, the last ones, are without the prefix.
     """
 
     ids: Tensor
@@ -41,6 +42,7 @@ class PackedBatch:
     position_ids: Tensor
     labels: Tensor | None = None
     plan: Plan | None = None
+    headless: int = 0
 
     def __len__(self) -> int:
         """The number of users."""
@@ -63,6 +65,7 @@ class PackedBatch:
             labels: (1, R), where there are targets. A user's first row has none: no row of theirs
                 is before it.
             supervised_rows: (N,) int64, the rows whose successor is supervised.
+            headless: where there are such users; a model refuses them unless their reader has the prefix.
         """
         inputs: dict[str, Any] = {
             "position_ids": self.position_ids.unsqueeze(0),  # first: Trainer reads the batch size, 1, off it
@@ -82,6 +85,8 @@ class PackedBatch:
             inputs["max_id"] = max_id
         if self.plan is not None:
             inputs["plan"] = self.plan.tensors()
+        if self.headless:
+            inputs["headless"] = self.headless
         if self.labels is not None:
             labels = self.labels.masked_fill(self.position_ids == 0, -100)
             inputs["labels"] = labels.unsqueeze(0)

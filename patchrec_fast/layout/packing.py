@@ -172,6 +172,7 @@ class Packer:
             position_ids=torch.from_numpy(counting(len(self.prompt.prefix) - before, rows)),
             labels=None if labels is None else torch.from_numpy(labels),
             plan=_make_plan(batch_ids, batch_offsets) if self.plan else None,
+            headless=0 if prefixes is None else max(0, len(lengths) - prefixes),
         )
 
     def _targets(self, targets: ArrayLike, users: int) -> NDArray[np.int64]:
