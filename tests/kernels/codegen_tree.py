@@ -46,7 +46,7 @@ def cases(target: GPUTarget, d: int, dtype: str = "bf16", rows: int = 20, group:
 def shipped(target: GPUTarget) -> Iterator[Case]:
     """Ten and twenty beams of Llama-3.2's heads, four queries to a key."""
     yield from cases(target, 64)
-    yield from cases(target, 128, rows=10)
+    yield next(cases(target, 128, rows=10))
 
 
 def breaches(case: Case, target: GPUTarget, found: Facts) -> list[str]:

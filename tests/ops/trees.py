@@ -37,35 +37,35 @@ def csr(counts):
 
 
 def grow(counts, size, columns, padding, generator):
-    """(n + padding, columns): paths of any length through `size` rows; the row of call r is r, others are any."""
+    """(n + padding, columns): paths of any length through `size` rows; row r is the tree's r + 1, and 0 is nobody's."""
     path = torch.full((sum(counts) + padding, columns), -1)
     for row in range(sum(counts)):
         depth = int(torch.randint(1, columns + 1, (), generator=generator))
-        path[row, : depth - 1] = torch.randint(0, size, (depth - 1,), generator=generator)
-        path[row, depth - 1] = row
+        path[row, : depth - 1] = torch.randint(1, size, (depth - 1,), generator=generator)
+        path[row, depth - 1] = row + 1
     return path
 
 
 def make(counts, lengths, *, key_heads=2, group=3, d=16, columns=36, dtype=torch.float32, value_dtype=None, seed=0):
-    """Users of so many rows and such prompts. No tensor is contiguous; what nobody may read is NaN."""
+    """Users of so many rows and such prompts. No two tensors have the same strides; what nobody may read is NaN."""
     generator = torch.Generator().manual_seed(seed)
     padding, slack, size = 2, 5, sum(counts) + 9
 
-    def rows(n, heads, spare, to):
-        x = torch.randn(heads, n + spare, d, generator=generator)
+    def rows(n, heads, spare, to, apart=0):
+        x = torch.randn(heads, n + spare + apart, d, generator=generator)
         x[:, n:] = torch.nan
-        return x.to(to).transpose(0, 1)
+        return x.to(to)[:, : n + spare].transpose(0, 1)
 
     path = grow(counts, size, columns, padding, generator)
     unused = torch.ones(size, dtype=torch.bool)
     unused[path[path >= 0]] = False
     value_dtype = value_dtype or dtype
-    tree_key, tree_value = (rows(size, key_heads, 0, to) for to in (dtype, value_dtype))
+    tree_key, tree_value = rows(size, key_heads, 0, dtype), rows(size, key_heads, 0, value_dtype, apart=1)
     tree_key[unused], tree_value[unused] = torch.nan, torch.nan
     return Trees(
         rows(sum(counts), key_heads * group, padding, dtype),
         rows(sum(lengths), key_heads, slack, dtype),
-        rows(sum(lengths), key_heads, slack, value_dtype),
+        rows(sum(lengths), key_heads, slack, value_dtype, apart=1),
         csr(lengths),
         tree_key,
         tree_value,
