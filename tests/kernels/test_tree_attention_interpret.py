@@ -47,7 +47,7 @@ def test_the_case_has_three_tiles_of_rows_keys_and_path():
     assert cases.make(COUNTS, LENGTHS).path.shape[1] > 2 * 16
 
 
-@pytest.mark.parametrize(("dtype", "splits"), zip(ROUNDING, [4, 1, 2], strict=True))
+@pytest.mark.parametrize(("dtype", "splits"), [*zip(ROUNDING, [4, 1, 2], strict=True)])
 def test_rows_over_prompt_and_path(dtype, splits):
     check(cases.make(COUNTS, LENGTHS, dtype=dtype), splits)
 
