@@ -3,12 +3,18 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from . import __version__, _backends, native
+from .ops import tree_attention
 
-OPERATORS = ("compress",)
+OPERATORS: dict[str, Callable[[Any, str, torch.dtype], str]] = {
+    "compress": _backends.choose,
+    "tree_attention": tree_attention.choose,
+}
 PACKAGES = ("torch", "triton", "transformers", "flash-attn", "numpy", "pyarrow", "pytest-benchmark")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -33,14 +39,14 @@ def devices() -> list[str]:
 def serving(device: str) -> list[str]:
     """A line an operator: the backend of each dtype on that device, and why the others do not serve."""
     lines = []
-    for operator in OPERATORS:
-        chosen = {dtype: _backends.choose("auto", device, dtype) for dtype in _DTYPES}
+    for operator, choose in OPERATORS.items():
+        chosen = {dtype: choose("auto", device, dtype) for dtype in _DTYPES}
         served = ", ".join(f"{str(dtype).removeprefix('torch.')}: {impl}" for dtype, impl in chosen.items())
         lines.append(f"{operator} on {device}: {served}")
-        for impl in ("cpu", "triton"):
-            reason = _backends.why_not(impl, device)
-            if reason is not None:
-                lines.append(f"  not {impl}: {reason}")
+    for impl in ("cpu", "triton"):
+        reason = _backends.why_not(impl, device)
+        if reason is not None:
+            lines.append(f"  not {impl}: {reason}")
     return lines
 
 

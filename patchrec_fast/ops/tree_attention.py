@@ -4,7 +4,7 @@
 Validation reads shapes only, except on the CPU, so a CUDA graph can capture a call.
 """
 
-from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -81,20 +81,26 @@ def tree_attention(
         _check_offsets("cu_seqlens", cu_seqlens, key.shape[0], "max_seqlen", max_seqlen)
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         raise RuntimeError("tree_attention has no gradient; call it under torch.no_grad()")
-    serve = _serving(impl, query)
-    return serve(*tensors, max_rows=max_rows, max_seqlen=max_seqlen, scale=scale, window=window, softcap=softcap)
+    sizes = {"max_rows": max_rows, "max_seqlen": max_seqlen, "scale": scale, "window": window, "softcap": softcap}
+    made: Tensor = _module(choose(impl, query.device.type, query.dtype)).tree_attention(*tensors, **sizes)
+    return made
 
 
-def _serving(impl: Impl, query: Tensor) -> Callable[..., Tensor]:
+def choose(impl: Impl, device_type: str, dtype: torch.dtype) -> str:
+    """The name of the backend that serves; raises RuntimeError where a named one cannot."""
     if impl == "cpu":
         raise RuntimeError("impl='cpu' cannot serve this call: tree_attention has no C++ kernel; use impl='auto'")
     if impl == "auto":
-        impl = "reference" if _backends.why_not("triton", query.device.type, query.dtype) else "triton"
-    if _backends.choose(impl, query.device.type, query.dtype) == "triton":
+        impl = "reference" if _backends.why_not("triton", device_type, dtype) else "triton"
+    return _backends.choose(impl, device_type, dtype)
+
+
+def _module(name: str) -> ModuleType:
+    if name == "triton":
         from patchrec_kernels import tree_attention as kernels  # imports Triton
 
-        return kernels.tree_attention
-    return reference.tree_attention
+        return kernels
+    return reference
 
 
 def _check_tensors(
