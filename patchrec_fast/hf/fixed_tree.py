@@ -45,9 +45,15 @@ class FixedTree(PromptCache):
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: the prompts' keys and values (rows, Hk, D)
         self._trees: dict[int, Tensor] = {}  # (2, steps * B * width, Hk, D)
 
+    @property
+    def room(self) -> tuple[int, int, int]:
+        """Users, rows of their prompts, rows of the longest."""
+        return self.users, self.rows, self.longest
+
     def fits(self, lengths: list[int]) -> bool:
         """Whether prompts of these rows have room."""
-        return len(lengths) <= self.users and sum(lengths) <= self.rows and max(lengths) <= self.longest
+        needed = len(lengths), sum(lengths), max(lengths)
+        return all(size <= room for size, room in zip(needed, self.room, strict=True))
 
     def renew(self, lengths: list[int], left_out: list[int], trunk: Trunk | None) -> None:
         """Empty, for the prompts of another batch; arguments as of `PromptCache`.

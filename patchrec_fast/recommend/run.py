@@ -169,9 +169,11 @@ class Run:
     def _with_room(self, rules: Rules, lengths: list[int]) -> FixedBeam:
         """A search with room for prompts of these rows: the last batch's where it has."""
         if self._fixed is None or not self._fixed.tree.fits(lengths):
+            needed = (len(lengths), ceil(_ROOM * sum(lengths)), ceil(_ROOM * max(lengths)))
+            had = (0, 0, 0) if self._fixed is None else self._fixed.tree.room
+            users, rows, longest = map(max, needed, had)
             self._fixed = None  # its memory, before there is another's
-            rows, longest = (ceil(_ROOM * most) for most in (sum(lengths), max(lengths)))
-            tree = FixedTree(len(lengths), rules.beams, self._trie.depth - 1, rows, longest, self._device)
+            tree = FixedTree(users, rules.beams, self._trie.depth - 1, rows, longest, self._device)
             step = Replayed(self._device, required=self._graphs_required)
             self._fixed = FixedBeam(self._model, self._head, self._trie, self._questions, rules, tree, step)
         return self._fixed
