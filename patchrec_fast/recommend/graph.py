@@ -45,7 +45,8 @@ class Replayed:
     def _captured(self, function: Callable[[], None], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph | None:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=stream):
+            # What other threads do (a server's, a loader that pins memory) is no part of it and no error.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 function()
         except torch.OutOfMemoryError:
             raise

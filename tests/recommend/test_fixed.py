@@ -197,7 +197,7 @@ def test_what_is_asked_of_cuda(monkeypatch, works, required):
             calls.append("replay")
 
     @contextlib.contextmanager
-    def capture(graph, stream):
+    def capture(graph, stream, capture_error_mode):
         calls.append("capture")
         yield
         if not works:
@@ -233,7 +233,7 @@ def test_no_memory_for_a_capture(monkeypatch):
     """Is for who halves the batch, and no reason to go on without."""
 
     @contextlib.contextmanager
-    def capture(graph, stream):
+    def capture(graph, stream, capture_error_mode):
         raise torch.OutOfMemoryError("CUDA out of memory")
         yield
 
