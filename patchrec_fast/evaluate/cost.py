@@ -11,8 +11,6 @@ from .memory import PeakMemory
 if TYPE_CHECKING:
     from ..recommend import Recommendations, Recommender
 
-PARTS = ("pack", "prompt", "decode")
-
 
 class Cost(NamedTuple):
     """Of one call, all its users together."""

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from .. import _files
 from ..data import Dataset
 from ..layout import Catalogue, ItemPatches, Packer, Policy, Prompt, SessionPatches, Text
-from .cost import PARTS, measured
+from ..recommend.run import PARTS
+from .cost import measured
 
 if TYPE_CHECKING:
     from ..recommend import Recommender

@@ -16,13 +16,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from .linear_loss import IGNORE, linear_cross_entropy
-from .modules import keeps_forward, serves
+from .modules import inner_of, keeps_forward, restore, serves
 
 LOSSES = ("auto", "dense", "chunked")
 # Logits of a call that "auto" still makes whole: 3.5 GiB at 14 bytes each. 2,093 rows of Llama 3's vocabulary.
 DENSE = 2**28
 # Whose forward is exactly decoder, `lm_head`, `loss_function`; the Gemmas' unless they cap the logits.
-_EXACT = ("Gemma", "Gemma2", "Gemma3", "Llama", "Mistral", "Olmo2", "Phi3", "Qwen2", "Qwen3", "SmolLM3")
+FAMILIES = ("Gemma", "Gemma2", "Gemma3", "Llama", "Mistral", "Olmo2", "Phi3", "Qwen2", "Qwen3", "SmolLM3")
 
 
 def install(model: Any, loss: str, undo: ExitStack) -> None:
@@ -43,7 +43,7 @@ def install(model: Any, loss: str, undo: ExitStack) -> None:
         raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {loss!r}")
     if loss == "dense":
         return
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's is around transformers'
+    inner = inner_of(model)
     reason = _why_not(inner)
     if reason is not None:
         if loss == "chunked":
@@ -52,21 +52,21 @@ def install(model: Any, loss: str, undo: ExitStack) -> None:
     head = inner.get_output_embeddings()
     for module, function in ((inner, _forward_of(type(inner), always=loss == "chunked")), (head, _head)):
         module.forward = MethodType(function, module)
-        undo.callback(_restore, module, module.forward)
+        undo.callback(restore, module, module.forward)
 
 
-def _restore(module: nn.Module, forward: Callable[..., Any]) -> None:
-    if vars(module).get("forward") == forward:  # who has wrapped it since (accelerate, TRL) still calls it: harmless
-        del module.forward
+def family_of(inner: Any) -> str | None:
+    """Which of FAMILIES the model is of, by its class's forward."""
+    forward = type(inner).forward
+    family = forward.__qualname__.removesuffix("ForCausalLM.forward")
+    return family if family in FAMILIES and forward.__module__.startswith("transformers.models.") else None
 
 
 def _why_not(inner: Any) -> str | None:
     """Why losses cannot stand for the model's logits, as the model is before `install`."""
     name = type(inner).__name__
-    forward = type(inner).forward
-    family = forward.__qualname__.removesuffix("ForCausalLM.forward")
-    if family not in _EXACT or not forward.__module__.startswith("transformers.models."):
-        return f"{name}'s forward is not known to be decoder, head and loss alone; known are {', '.join(_EXACT)}"
+    if family_of(inner) is None:
+        return f"{name}'s forward is not known to be decoder, head and loss alone; known are {', '.join(FAMILIES)}"
     if "forward" in vars(inner):
         return f"{name}'s forward has been replaced (by Liger or TRL, say), and may have a loss of its own"
     if getattr(inner.config, "final_logit_softcapping", None) is not None:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module as _global_hooks
 
-from .head import _EXACT, _restore
+from .head import family_of
+from .modules import inner_of, restore
 
 # Their hooks and forwards gather, move, cast or mark rows, or read none but those they ask logits of.
 _KNOWN = {"accelerate", "deepspeed", "liger_kernel", "patchrec_fast", "torch", "transformers"}
@@ -32,17 +33,16 @@ def install(model: Any, undo: ExitStack) -> None:
         model: a causal language model of transformers, or a PEFT model around one.
         undo: is told how to restore it.
     """
-    inner = _inner(model)
-    forward = type(inner).forward
-    family = forward.__qualname__.removesuffix("ForCausalLM.forward")
-    if family not in _EXACT or not forward.__module__.startswith("transformers.models."):
+    inner = inner_of(model)
+    family = family_of(inner)
+    if family is None:
         return
     layer = _last(inner)
     kind = type(layer)
     if kind.forward.__qualname__ != f"{family}DecoderLayer.forward" or "forward" in vars(layer):
         return
     layer.forward = MethodType(_forward_of(kind), layer)
-    undo.callback(_restore, layer, layer.forward)
+    undo.callback(restore, layer, layer.forward)
 
 
 def kept_rows(model: Any, packed: dict[str, Any]) -> dict[str, Tensor]:
@@ -62,15 +62,10 @@ def kept_rows(model: Any, packed: dict[str, Any]) -> dict[str, Tensor]:
         return {}
     if 4 * rows.shape[0] > 3 * packed["inputs_embeds"].shape[1]:
         return {}
-    inner = _inner(model)
+    inner = inner_of(model)
     if packed.get("output_hidden_states") or inner.config.output_hidden_states:
         return {}
     return {"kept_rows": rows} if _installed(inner) and _unwatched(inner) else {}
-
-
-def _inner(model: Any) -> Any:
-    """transformers' model, inside PEFT's."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _last(inner: Any) -> Any:

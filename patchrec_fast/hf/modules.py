@@ -11,6 +11,17 @@ from torch.nn.modules import module as _global_hooks
 _KNOWN_HOOKS = {"torch", "deepspeed", "transformers"}
 
 
+def inner_of(model: Any) -> Any:
+    """transformers' model, inside PEFT's."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def restore(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Takes our forward off a module that has it still."""
+    if vars(module).get("forward") == forward:  # who has wrapped it since (accelerate, TRL) still calls it: harmless
+        del module.forward
+
+
 def keeps_forward(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a call of the module is its class `kind`'s own forward, whatever hooks are around it.
 

@@ -34,7 +34,8 @@ from .trie import Trie
 
 _ROOM = 1.25  # of what a batch needs, so that the next, of other histories, most often fits
 
-_PARTS = ("pack", "prompt", "decode")
+PARTS = ("pack", "prompt", "decode")
+"""Of a call's wall time."""
 
 Answers = tuple[Tensor, ...]
 """What a search gives, (B, ...) each."""
@@ -78,7 +79,7 @@ class Run:
         """
         if normalize not in NORMALIZE:
             raise ValueError(f"normalize must be one of {', '.join(map(repr, NORMALIZE))}, got {normalize!r}")
-        self.rows, self.seconds = 0, dict.fromkeys(_PARTS, 0.0)
+        self.rows, self.seconds = 0, dict.fromkeys(PARTS, 0.0)
         self._model, self._head, self._packer, self._host_trie = model, head, packer, trie
         self._device = next(model.parameters()).device
         self._trie = trie.to(self._device)
@@ -107,7 +108,7 @@ class Run:
     ) -> list[tuple[Answers, Tensor]]:
         """What `decode` makes of each batch and how much it asked, on the CPU, users in order."""
         check_count("batch_size", batch_size, minimum=1)
-        self.rows, self.seconds = 0, dict.fromkeys(_PARTS, 0.0)
+        self.rows, self.seconds = 0, dict.fromkeys(PARTS, 0.0)
         parts = []
         if self._exclude_seen:
             self._make_closable(min(batch_size, len(users)))

@@ -44,7 +44,7 @@ def test_a_step_equals_each_user_alone(make_model, batch, family):
 
 
 def test_every_known_family_is_tested():
-    assert {family.partition("-")[0] for family in EXACT} | {"gemma2"} == {name.lower() for name in head._EXACT}
+    assert {family.partition("-")[0] for family in EXACT} | {"gemma2"} == {name.lower() for name in head.FAMILIES}
 
 
 def test_soft_caps_of_logits_are_refused_and_their_absence_is_not(make_model, batch):
