@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._ranges import named
 from ..layout.batch import PackedBatch
 from ..ops.compress import compress
 from ..ops.plan import Plan
@@ -223,10 +224,11 @@ def _read_batch(
     _check_vocabulary(model, embedding, kwargs.get("max_id"))
     ids, offsets = kwargs["ids"], (kwargs["token_offsets"], kwargs["item_offsets"])
     plan = None if kwargs.get("plan") is None else Plan.from_tensors(kwargs["plan"])
-    if serves(embedding, _embed):
-        rows = embedding(ids.unsqueeze(0), *offsets, plan=plan)  # (1, R, d)
-    else:
-        rows = compress(ids, offsets, embedding).unsqueeze(0)
+    with named("compress", ids.device):
+        if serves(embedding, _embed):
+            rows = embedding(ids.unsqueeze(0), *offsets, plan=plan)  # (1, R, d)
+        else:
+            rows = compress(ids, offsets, embedding).unsqueeze(0)
     packed = {name: value for name, value in kwargs.items() if name not in _FIELDS}
     supervised = on_supervised_rows(kwargs)
     packed.update(supervised, inputs_embeds=rows, use_cache=False)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._backends import why_not
+from .._ranges import named
 from ..hf.attach import attach
 from ..hf.attention import is_ours
 from ..hf.cache import TreeCache, Trunk
@@ -200,17 +201,13 @@ class Run:
     @contextmanager
     def _part(self, name: str) -> Iterator[None]:
         """Times a part; on CUDA as a named range, and with the device's work done at its end."""
-        cuda = self._device.type == "cuda"
         began = time.perf_counter()
-        if cuda:
-            torch.cuda.nvtx.range_push(f"patchrec_fast {name}")
         try:
-            yield
-            if cuda:
-                torch.cuda.synchronize(self._device)
+            with named(name, self._device):
+                yield
+                if self._device.type == "cuda":
+                    torch.cuda.synchronize(self._device)
         finally:
-            if cuda:
-                torch.cuda.nvtx.range_pop()
             self.seconds[name] += time.perf_counter() - began
 
 

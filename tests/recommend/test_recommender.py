@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a caller sees: small and awkward catalogues, seen items, errors, memory, the model left alone."""
 
+import contextlib
 import copy
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 import patchrec_fast as pf
+from patchrec_fast import _ranges
 from patchrec_fast.recommend import Trie
 from patchrec_fast.recommend import run as module
 from tests.recommend import decoders
@@ -244,3 +247,26 @@ def test_unchanged_ends(make_model, packer, histories):
     np.testing.assert_array_equal(
         rec.recommend(histories, k=4).items, pf.Recommender(rec.model, packer).recommend(histories, k=4).items
     )
+
+
+def test_the_parts_are_named(make_model, packer, histories, monkeypatch):
+    """In the order in which they begin; on CUDA as NVTX ranges."""
+    seen = []
+
+    def note(part, device):
+        seen.append(part)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(module, "named", note)
+    monkeypatch.setattr(sys.modules["patchrec_fast.hf.attach"], "named", note)
+    pf.Recommender(make_model(), packer).recommend(histories[:2], k=2)
+    assert seen == ["pack", "prompt", "compress", "decode"]
+
+
+def test_names_are_ranges_on_cuda(monkeypatch):
+    opened = []
+    monkeypatch.setattr(torch.cuda.nvtx, "range", lambda name: opened.append(name) or contextlib.nullcontext())
+    for device in ("cpu", "cuda"):
+        with _ranges.named("decode", torch.device(device)):
+            pass
+    assert opened == ["patchrec_fast decode"]
