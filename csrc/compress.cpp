@@ -23,7 +23,7 @@ extern "C" int32_t patchrec_compress(const patchrec_batch* batch, void* out, con
   Csr csr;
   const patchrec_status status = flatten(*batch, &csr);
   if (status != PATCHREC_OK) return status;
-  segment_sum({&csr, nullptr, false, out, d, weight, weight_stride, d, dtype, false}, *run);
+  segment_sum({&csr, nullptr, out, d, weight, weight_stride, d, dtype, false}, *run);
   return PATCHREC_OK;
 }
 
@@ -33,7 +33,7 @@ extern "C" int32_t patchrec_compress_backward(const patchrec_batch* batch, void*
   Transposed by_id;
   const patchrec_status status = flatten_and_transpose(*batch, &by_id);
   if (status != PATCHREC_OK) return status;
-  segment_sum({&by_id, by_id.id.get(), true, into, into_stride, grad, grad_stride, d, dtype, accumulate != 0}, *run);
+  segment_sum({&by_id, by_id.id.get(), into, into_stride, grad, grad_stride, d, dtype, accumulate != 0}, *run);
   return PATCHREC_OK;
 }
 
@@ -52,5 +52,5 @@ extern "C" void patchrec_compress_backward_sparse(void* handle, int64_t* unique,
                                                   const patchrec_run* run) {
   const std::unique_ptr<Transposed> by_id(static_cast<Transposed*>(handle));
   for (int64_t s = 0; s < by_id->segments; ++s) unique[by_id->rank[s]] = by_id->id[s];
-  segment_sum({by_id.get(), by_id->rank.get(), false, out, d, grad, grad_stride, d, dtype, false}, *run);
+  segment_sum({by_id.get(), by_id->rank.get(), out, d, grad, grad_stride, d, dtype, false}, *run);
 }

@@ -5,9 +5,10 @@
 // Clang reads the GCC spelling too.
 #define PATCHREC_UNROLL _Pragma("GCC unroll 16")
 
-// Pairs of vectors in a tile of columns, whose sums stay in registers while the tokens of a row go by: 24 of
-// AVX-512's 32 registers, 8 of the 16 elsewhere. The wider, the longer the runs that are read: 16 measured 5 % slower.
-constexpr int kTile = kWidth == 16 ? 12 : 4;
+// Pairs of vectors in a tile of columns, whose sums stay in registers while the tokens of a row go by: 16 of
+// AVX-512's 32 registers, 8 of the 16 elsewhere. Of 3 to 12 pairs 8 took the least time over all shapes: narrow tiles
+// read a long row in runs too short (up to 35 % more), 12 do not divide the usual widths.
+constexpr int kTile = kWidth == 16 ? 8 : 4;
 constexpr int kSmallTile = 4;
 constexpr int64_t kPair = 2 * kWidth;
 
@@ -16,9 +17,8 @@ constexpr int64_t kAheadBytes = 32 << 10;
 
 // What becomes of a sum.
 enum class Sink {
-  kStore,   // write the output row
-  kStream,  // write it past the caches: an output larger than they are would only push the table out of them
-  kAdd,     // add to the output row
+  kStore,  // write the output row
+  kAdd,    // add to the output row
 };
 
 // One row: its tokens and where the sum goes.
@@ -31,7 +31,16 @@ struct Row {
   int64_t begin, end;
   int64_t ahead, last_token;  // tokens to fetch ahead, and where the fetching stops
   T* out;
-  const T* next_out;  // the output row after this one, which kAdd will read
+  // The output row after this one is fetched too: a store waits for its line as a load does. This took 8 to 18 % off a
+  // forward, more than stores past the caches.
+  const T* next_out;
+
+  const T* of(int64_t token) const { return table + index[token] * table_stride; }
+
+  // What to fetch while `token` is read; `here` where there is nothing.
+  const T* fetched_at(int64_t token, const T* here) const {
+    return token + ahead < last_token ? of(token + ahead) : here;
+  }
 };
 
 template <int kBytes, class T>
@@ -45,8 +54,8 @@ inline void sum_tile(const Row<T>& row, int64_t c) {
   constexpr int kBytes = kPairs * kPair * sizeof(T);
   Pair sum[kPairs] = {};
   for (int64_t t = row.begin; t < row.end; ++t) {
-    if (t + row.ahead < row.last_token) prefetch<kBytes>(row.table + row.index[t + row.ahead] * row.table_stride + c);
-    const T* x = row.table + row.index[t] * row.table_stride + c;
+    if (t + row.ahead < row.last_token) prefetch<kBytes>(row.of(t + row.ahead) + c);
+    const T* x = row.of(t) + c;
     const float w = row.weight[t];
     PATCHREC_UNROLL for (int v = 0; v < kPairs; ++v) {
       const Pair term = load_pair(x + v * kPair);
@@ -55,16 +64,50 @@ inline void sum_tile(const Row<T>& row, int64_t c) {
     }
   }
   T* out = row.out + c;
+  prefetch<kBytes>(row.next_out + c);
   if (kSink == Sink::kAdd) {
-    prefetch<kBytes>(row.next_out + c);
     PATCHREC_UNROLL for (int v = 0; v < kPairs; ++v) {
       const Pair before = load_pair(out + v * kPair);
       sum[v].first += before.first;
       sum[v].second += before.second;
     }
   }
-  PATCHREC_UNROLL for (int v = 0; v < kPairs; ++v)
-    kSink == Sink::kStream ? stream_pair(out + v * kPair, sum[v]) : store_pair(out + v * kPair, sum[v]);
+  PATCHREC_UNROLL for (int v = 0; v < kPairs; ++v) store_pair(out + v * kPair, sum[v]);
+}
+
+// All whole pairs of columns of a row of few tokens, from left to right: nothing to start anew for each tile. Returns
+// the first column left.
+template <int kTokens, Sink kSink, class T>
+int64_t sum_few(const Row<T>& row, int64_t d) {
+  constexpr int kBytes = kPair * sizeof(T);
+  const T* x[kTokens];
+  const T* ahead[kTokens];
+  float w[kTokens];
+  for (int k = 0; k < kTokens; ++k) {
+    const int64_t t = row.begin + k;
+    x[k] = row.of(t);
+    ahead[k] = row.fetched_at(t, x[k]);
+    w[k] = row.weight[t];
+  }
+  int64_t c = 0;
+  for (; c + kPair <= d; c += kPair) {
+    Pair sum = {};
+    PATCHREC_UNROLL for (int k = 0; k < kTokens; ++k) {
+      prefetch<kBytes>(ahead[k] + c);
+      const Pair term = load_pair(x[k] + c);
+      sum.first += w[k] * term.first;
+      sum.second += w[k] * term.second;
+    }
+    T* out = row.out + c;
+    prefetch<kBytes>(row.next_out + c);
+    if (kSink == Sink::kAdd) {
+      const Pair before = load_pair(out);
+      sum.first += before.first;
+      sum.second += before.second;
+    }
+    store_pair(out, sum);
+  }
+  return c;
 }
 
 // The last n < kPair columns, through padded copies so that they are rounded by the same code.
@@ -79,32 +122,39 @@ void sum_tail(const Row<T>& row, int64_t c, int64_t n) {
     sum.second += w * term.second;
   };
   for (int64_t t = row.begin; t < row.end; ++t)
-    add(row.table + row.index[t] * row.table_stride + c, row.weight[t]);
+    add(row.of(t) + c, row.weight[t]);
   if (kSink == Sink::kAdd) add(row.out + c, 1.0f);
   store_pair(space, sum);
   memcpy(row.out + c, space, n * sizeof(T));
 }
 
 // A row of one whole token is a copy, bit for bit.
-template <Sink kSink, class T>
+template <class T>
 void copy_row(const Row<T>& row, int64_t d) {
   constexpr int64_t kLine = 64 / sizeof(T);
-  const T* from = row.table + row.index[row.begin] * row.table_stride;
-  const int64_t at = row.begin + row.ahead;
-  const T* ahead = at < row.last_token ? row.table + row.index[at] * row.table_stride : from;
-  T* out = row.out;
+  const T* from = row.of(row.begin);
+  const T* ahead = row.fetched_at(row.begin, from);
   int64_t c = 0;
   for (; c + kLine <= d; c += kLine) {
     prefetch<64>(ahead + c);
-    kSink == Sink::kStream ? stream_line(out + c, from + c) : static_cast<void>(memcpy(out + c, from + c, 64));
+    prefetch<64>(row.next_out + c);
+    memcpy(row.out + c, from + c, 64);
   }
-  memcpy(out + c, from + c, (d - c) * sizeof(T));
+  memcpy(row.out + c, from + c, (d - c) * sizeof(T));
 }
 
 template <Sink kSink, class T>
 void sum_row(const Row<T>& row, int64_t d) {
-  if (row.end - row.begin == 1 && kSink != Sink::kAdd && row.weight[row.begin] == 1.0f) return copy_row<kSink>(row, d);
   int64_t c = 0;
+  switch (row.end - row.begin) {
+    case 1:
+      if (kSink == Sink::kStore && row.weight[row.begin] == 1.0f) return copy_row(row, d);
+      c = sum_few<1, kSink>(row, d);
+      break;
+    case 2: c = sum_few<2, kSink>(row, d); break;
+    case 3: c = sum_few<3, kSink>(row, d); break;
+    case 4: c = sum_few<4, kSink>(row, d); break;
+  }
   for (; c + kTile * kPair <= d; c += kTile * kPair) sum_tile<kTile, kSink>(row, c);
   for (; c + kSmallTile * kPair <= d; c += kSmallTile * kPair) sum_tile<kSmallTile, kSink>(row, c);
   for (; c + kPair <= d; c += kPair) sum_tile<1, kSink>(row, c);
@@ -134,33 +184,14 @@ void sum_rows(const SegmentSum& a, int64_t first, int64_t last) {
 }
 
 template <class T>
-void sum_rows(const SegmentSum& a, Sink sink, int64_t first, int64_t last) {
-  switch (sink) {
-    case Sink::kStore: return sum_rows<Sink::kStore, T>(a, first, last);
-    case Sink::kStream: return sum_rows<Sink::kStream, T>(a, first, last);
-    case Sink::kAdd: return sum_rows<Sink::kAdd, T>(a, first, last);
-  }
-}
-
-// The stream sink wants rows that start on a cache line, and pays once output and table rows together outgrow the
-// caches, which 16 MiB of output stand for (half of 32 MiB of L3). Below, the next layer finds the rows in the cache.
-constexpr int64_t kStreamBytes = int64_t{16} << 20;
-
-inline Sink sink_for(const SegmentSum& a) {
-  if (a.accumulate) return Sink::kAdd;
-  const int64_t row_bytes = a.out_stride * (a.dtype == PATCHREC_F32 ? 4 : 2);
-  const bool on_lines = reinterpret_cast<uintptr_t>(a.out) % 64 == 0 && row_bytes % 64 == 0;
-  return on_lines && !a.partial && a.csr->segments * row_bytes >= kStreamBytes ? Sink::kStream : Sink::kStore;
+void sum_rows_of(const SegmentSum& a, int64_t first, int64_t last) {
+  a.accumulate ? sum_rows<Sink::kAdd, T>(a, first, last) : sum_rows<Sink::kStore, T>(a, first, last);
 }
 
 void sum_rows(const SegmentSum& a, int64_t first, int64_t last) {
-  const Sink sink = sink_for(a);
   switch (a.dtype) {
-    case PATCHREC_F32: sum_rows<float>(a, sink, first, last); break;
-    case PATCHREC_BF16: sum_rows<bf16>(a, sink, first, last); break;
-    default: sum_rows<f16>(a, sink, first, last);
+    case PATCHREC_F32: return sum_rows_of<float>(a, first, last);
+    case PATCHREC_BF16: return sum_rows_of<bf16>(a, first, last);
+    default: return sum_rows_of<f16>(a, first, last);
   }
-#if PATCHREC_WIDTH > 4
-  if (sink == Sink::kStream) _mm_sfence();
-#endif
 }

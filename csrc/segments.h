@@ -35,7 +35,6 @@ patchrec_status transpose(const Csr& flat, int64_t num_embeddings, Transposed* b
 struct SegmentSum {
   const Csr* csr;
   const int32_t* out_index;  // (segments,), or null: segment s writes row s
-  bool partial;              // out has rows that no segment writes
   void* out;
   int64_t out_stride;  // in elements, as table_stride
   const void* table;

@@ -144,32 +144,3 @@ inline void store_pair(T* p, Pair x) {
   const auto bits = rounded_pair(p, x);
   memcpy(p, &bits, sizeof(bits));
 }
-
-// 64 bytes as they are, past the caches, to an aligned address; the caller fences.
-inline void stream_line(void* to, const void* from) {
-#if PATCHREC_WIDTH == 16
-  _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
-#elif PATCHREC_WIDTH == 8
-  const auto* source = static_cast<const __m256i*>(from);
-  _mm256_stream_si256(static_cast<__m256i*>(to), _mm256_loadu_si256(source));
-  _mm256_stream_si256(static_cast<__m256i*>(to) + 1, _mm256_loadu_si256(source + 1));
-#else
-  memcpy(to, from, 64);
-#endif
-}
-
-// The same of a pair, which is 32 bytes (halves on AVX2) or whole lines.
-template <class T>
-inline void stream_pair(T* p, Pair x) {
-  const auto bits = rounded_pair(p, x);
-#if PATCHREC_WIDTH == 8
-  for (size_t b = 0; b < sizeof(bits); b += 32)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(reinterpret_cast<char*>(p) + b),
-                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(reinterpret_cast<const char*>(&bits) + b)));
-#elif PATCHREC_WIDTH == 16
-  for (size_t b = 0; b < sizeof(bits); b += 64)
-    stream_line(reinterpret_cast<char*>(p) + b, reinterpret_cast<const char*>(&bits) + b);
-#else
-  memcpy(p, &bits, sizeof(bits));
-#endif
-}

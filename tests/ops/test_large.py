@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes at which the C++ changes its ways: streaming stores, huge pages, more than 2^31 elements out."""
+"""Outputs larger than the caches, out of memory that is used again, and of more than 2^31 elements."""
 
 import pytest
 import torch
@@ -19,12 +19,9 @@ def test_output_larger_than_the_caches(dtype, d):
     weight = torch.randn(97, d).to(dtype)
     out = pf.compress(batch.ids, batch.offsets, weight, impl="cpu")
     assert out.numel() * dtype.itemsize > native._FRESH_PAGES
-    for first in range(0, rows, 1024):
-        some = slice(first, first + 1024)
-        columns = torch.tensor([0, 1, 63, 1024, 2047, d - 1])
-        exact, budget = forward_budget(weight[:, columns], batch)
-        assert_within(out[some][:, columns], exact[some], budget[some])
-        break
+    edges = torch.tensor([0, 1, 63, 1024, 2047, d - 1])
+    exact, budget = forward_budget(weight[:, edges], batch)
+    assert_within(out[:, edges], exact, budget)
     exact, budget = forward_budget(weight[:, ::97], batch)
     assert_within(out[:, ::97], exact, budget)
 
