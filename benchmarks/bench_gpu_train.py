@@ -74,7 +74,9 @@ def measure(
 ) -> list[Row]:
     """A row for each trainer that fits the memory."""
     made = [batch.to(device) for batch in batches(source, POLICIES[stage], users, COUNT)]
-    timed = calls(model, made, [each for each in TRAINERS if each.name != LOOP])
+    shared = batches(source, POLICIES[stage], users, COUNT, share_prefix=True, plan=device == "cuda")
+    shared = [batch.to(device) for batch in shared]
+    timed = calls(model, made, shared, [each for each in TRAINERS if each.name != LOOP])
     peaks = {name: peak_gigabytes(call, device) for name, call in timed.items()}
     timed = {name: call for name, call in timed.items() if peaks[name] is not None}
     agree({name: float(call(0)[1]) for name, call in timed.items()})
@@ -82,10 +84,11 @@ def measure(
     timings = {each.name: each for each in harness.measure(timed, max_rounds=rounds, sampler=sampler)}
     syncs = waits(timed[OURS]) if device == "cuda" else float("nan")
     results.write(out / f"profile-train-{stage}.txt", profile(timed[OURS]))
-    useful = sum(flops(model, batch) for batch in made) / len(made)
     rows: list[Row] = []
     for name in peaks:
-        row: Row = {"stage": stage, "users": users, "rows": len(made[0].position_ids), "contestant": name}
+        own = shared if name == OURS else made
+        row: Row = {"stage": stage, "users": users, "rows": len(own[0].position_ids), "contestant": name}
+        useful = sum([flops(model, batch) for batch in own]) / len(own)
         seconds = timings[name].milliseconds() / 1e3 if name in timings else float("nan")
         faster = timings[OURS].times_faster_than(timings[name]) if name in timings else float("nan")
         row |= {"median_ms": round(seconds * 1e3, 2), "ours_faster": round(faster, 2)}
@@ -121,8 +124,9 @@ def flops(model: Any, batch: PackedBatch) -> float:
     assert batch.labels is not None
     supervised = int((batch.labels >= 0).sum())
     body, last = (sum(weight.numel() for weight in part.parameters()) for part in (layers, layers[-1].mlp))
-    lengths = batch.cu_seqlens.diff().double()
-    attention = 2 * config.num_hidden_layers * config.hidden_size * float((lengths**2).sum())
+    queries, keys = batch.cu_seqlens.diff().double(), batch.model_inputs()["cu_seq_lens_k"].diff().double()
+    seen = float((keys**2 - (keys - queries) ** 2).sum())
+    attention = 2 * config.num_hidden_layers * config.hidden_size * seen
     products = body * rows - last * (rows - supervised) + supervised * config.vocab_size * config.hidden_size
     return 3 * (2 * products + attention)
 

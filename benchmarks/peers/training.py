@@ -2,7 +2,8 @@
 """What else trains on the same prompts: forward and backward of one step, loss included.
 
 A trainer makes the rows of a batch by one of the peers of compress, lays them out, and lets stock
-transformers (sdpa) do the rest: every row's logits, and its own loss. Ours is the attached model.
+transformers (sdpa) do the rest: every row's logits, and its own loss. Ours is the attached model, on a batch of the
+same users that shares the rows before the history.
 """
 
 from collections.abc import Callable
@@ -28,8 +29,19 @@ class Trainer(NamedTuple):
     loss: Loss
 
 
-def _ours(model: Any, batch: PackedBatch, prepared: None) -> Tensor:
-    return model(**batch.model_inputs()).loss
+def _inputs(batch: PackedBatch, dtype: torch.dtype) -> dict[str, Any]:
+    """Made in host memory and moved, as by a collator and a trainer."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [moved(each) for each in value]
+        return value.to(batch.ids.device) if isinstance(value, Tensor) else value
+
+    return {name: moved(value) for name, value in batch.to("cpu").model_inputs().items()}
+
+
+def _ours(model: Any, batch: PackedBatch, prepared: dict[str, Any]) -> Tensor:
+    return model(**prepared).loss
 
 
 def _padded(pooling: Any) -> Loss:
@@ -61,7 +73,7 @@ def _packed(model: Any, batch: PackedBatch, prepared: Any) -> Tensor:
 
 LOOP = "per-item loop"
 TRAINERS = (
-    Trainer(OURS, True, lambda batch, dtype: None, _ours),
+    Trainer(OURS, True, _inputs, _ours),
     Trainer(LOOP, False, per_item_loop.prepare, _padded(per_item_loop)),
     Trainer("padded sdpa", False, index_add.prepare, _padded(index_add)),
     Trainer("packed sdpa", False, index_add.prepare, _packed),

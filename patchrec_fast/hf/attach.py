@@ -216,10 +216,7 @@ def _read_batch(
     if clashes:
         raise ValueError(f"a packed batch comes without {', '.join(clashes)}: it has no padding and no past")
     if kwargs.get("headless") and kwargs.get("tree") is None:
-        raise ValueError(
-            f"{kwargs['headless']} users of the packed batch are without the rows before the history "
-            "(Packer.pack(prefixes=...)), which only Recommender has kept; pack it without prefixes"
-        )
+        _check_shared(model, kwargs)
     embedding = _embedding_of(model)
     _check_vocabulary(model, embedding, kwargs.get("max_id"))
     ids, offsets = kwargs["ids"], (kwargs["token_offsets"], kwargs["item_offsets"])
@@ -239,6 +236,22 @@ def _read_batch(
         # reads it, and who did would see that nothing may be attended to.
         packed["attention_mask"] = rows.new_zeros((1, 1, 1, 1), dtype=torch.bool)
     return (), packed
+
+
+def _check_shared(model: Any, kwargs: dict[str, Any]) -> None:
+    """That users without the rows before the history see the first user's."""
+    headless, attention = kwargs["headless"], model.config._attn_implementation
+    if kwargs.get("key_rows") is None:
+        raise ValueError(
+            f"all {headless} users of the packed batch are without the rows before the history "
+            "(Packer.pack(prefixes=0)), which only Recommender has kept; pack it without prefixes"
+        )
+    if not kernels.is_ours(attention):
+        ours = ", ".join(map(repr, ("auto", *kernels.KERNELS)))
+        raise ValueError(
+            f"{headless} users of the packed batch share the first one's rows before the history, which attention "
+            f"{attention!r} does not compute; attach with {ours}, or pack without share_prefix"
+        )
 
 
 def _check_vocabulary(model: Any, embedding: nn.Module, max_id: int | None) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .segments import varlen_attention
+from .shared_prefix import seen
 
 NAME = "patchrec_varlen"
 KERNELS = ("varlen", "fa2", "masked")
@@ -79,7 +80,8 @@ def attend(
         kernel: one of KERNELS, or "auto".
         kwargs: the model's other arguments; `cu_seq_lens_q` (B + 1,) int32 and `max_length_q` make a packed call;
             a `tree` (`patchrec_fast.hf.cache.TreeCache`) keeps a packed call's keys and values, and serves the others;
-            `cu_seq_lens_k` and `max_length_k` count what it puts before the rows of a packed call too.
+            `cu_seq_lens_k` and `max_length_k` count what it puts before the rows of a packed call too. So they do for
+            `key_rows`, the three index tensors of `patchrec_fast.hf.shared_prefix.seen`.
 
     Raises:
         ValueError: what no path here computes (attention sinks; packed rows with a cache, a position bias, in several
@@ -113,6 +115,8 @@ def attend(
     q, k, v = (x[0].transpose(0, 1) for x in _one_dtype(query, key, value))  # (R, H, D)
     if tree is not None:
         k, v = tree.keep(module.layer_idx, k, v)
+    elif kwargs.get("key_rows") is not None:
+        k, v = seen(k, *kwargs["key_rows"]), seen(v, *kwargs["key_rows"])
     out = packed_attention(
         q,
         k,

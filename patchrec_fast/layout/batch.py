@@ -33,6 +33,7 @@ class PackedBatch:
             shifted: the loss shifts); None without targets.
         plan: what `Packer(..., plan=True)` prepared for the compress op, else None.
         headless: how many users, the last ones, are without the prefix.
+        prefix: how many rows the prefix has.
     """
 
     ids: Tensor
@@ -43,6 +44,7 @@ class PackedBatch:
     labels: Tensor | None = None
     plan: Plan | None = None
     headless: int = 0
+    prefix: int = 0
 
     def __len__(self) -> int:
         """The number of users."""
@@ -60,12 +62,15 @@ class PackedBatch:
             ids, token_offsets, item_offsets, and plan (a list) where there is one: for `compress`.
             max_id: the largest token id, where it is known without asking a device.
             cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k: segments, by transformers'
-                names for them.
+                names for them. Where the prefix is shared, each user's keys count it, and `max_length_k` is a bound.
             use_cache: False; a cache would see all users as one sequence.
             labels: (1, R), where there are targets. A user's first row has none: no row of theirs
                 is before it.
             supervised_rows: (N,) int64, the rows whose successor is supervised.
-            headless: where there are such users; a model refuses them unless their reader has the prefix.
+            headless: where there are users without the prefix; a model refuses them unless they have a reader who
+                kept it, or `key_rows`.
+            key_rows: where the first user has the prefix for them, which rows' keys each user sees, as
+                `patchrec_fast.hf.shared_prefix.seen` takes them.
         """
         inputs: dict[str, Any] = {
             "position_ids": self.position_ids.unsqueeze(0),  # first: Trainer reads the batch size, 1, off it
@@ -87,11 +92,31 @@ class PackedBatch:
             inputs["plan"] = self.plan.tensors()
         if self.headless:
             inputs["headless"] = self.headless
+            if self.headless < len(self):
+                inputs.update(self._shared_prefix())
         if self.labels is not None:
             labels = self.labels.masked_fill(self.position_ids == 0, -100)
             inputs["labels"] = labels.unsqueeze(0)
             inputs["supervised_rows"] = supervised_rows(labels)
         return inputs
+
+    def _shared_prefix(self) -> dict[str, Any]:
+        """The model inputs by which the users without the prefix see the first one's."""
+        device, count = self.cu_seqlens.device, torch.arange(len(self) + 1, device=self.cu_seqlens.device)
+        after = (count - (len(self) - self.headless)).clamp_(min=0) * self.prefix  # (B + 1,) keys added before user b
+        cu_seqlens_k = self.cu_seqlens + after.int()
+        rows, prefix = torch.arange(len(self.position_ids), device=device), torch.arange(self.prefix, device=device)
+        lengths = self.cu_seqlens.diff()
+        own = rows + torch.repeat_interleave(after[1:], lengths, output_size=len(rows))  # (R,)
+        shared = cu_seqlens_k[-1 - self.headless : -1].unsqueeze(1) + prefix  # (N, P)
+        seen = rows.new_empty(len(rows) + shared.numel())  # (S,)
+        seen[own] = rows
+        seen[shared] = prefix
+        return {
+            "cu_seq_lens_k": cu_seqlens_k,
+            "max_length_k": self.max_seqlen + self.prefix,
+            "key_rows": [seen, own, shared],
+        }
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """A copy on `device`; the host does not wait with `non_blocking` from pinned memory."""

@@ -56,7 +56,7 @@ class Packer:
     """Builds the prompts of many users as one `PackedBatch`. Picklable; `pack` has no side effect.
 
     Attributes:
-        catalogue, prompt, policy, max_items, patch_base, plan: as given.
+        catalogue, prompt, policy, max_items, patch_base, plan, share_prefix: as given.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Packer:
         max_items: int | None = None,
         patch_base: int | None = None,
         plan: bool = False,
+        share_prefix: bool = False,
     ) -> None:
         """Set up.
 
@@ -79,6 +80,9 @@ class Packer:
                 token `patch_base + position in the catalogue`, a row of `torch.cat([weight,
                 patch_table])`, in place of its title's tokens. The number of rows of `weight`.
             plan: also prepare the work of the compress op on the host (`PackedBatch.plan`).
+            share_prefix: pack the rows before the history, the same for all users, once, with the first user. An
+                attached model (with attention of ours) lets the others see them: the same logits and gradients from
+                fewer rows. Dropout, where a model has any, then falls on these rows for all users alike.
 
         Raises:
             ValueError: max_items < 1; a catalogue of another tokenizer; patch_base inside the
@@ -103,6 +107,7 @@ class Packer:
         self.max_items = max_items
         self.patch_base = patch_base
         self.plan = plan
+        self.share_prefix = share_prefix
         self._pool = _pool(catalogue, prompt, patch_base)
 
     def pack(
@@ -122,8 +127,9 @@ class Packer:
                 prompt.
             seed: for a random policy: the same seed gives the same batch; None draws fresh entropy.
                 A Generator is used, and advanced, as it is.
-            prefixes: how many users, the first ones, get the rows before the history; None is all. For a reader that
-                lets the others see the first one's (`recommend.reader`); their positions count these rows still.
+            prefixes: how many users, the first ones, get the rows before the history; None is all, or with
+                `share_prefix` one. The others' positions count these rows still. With 0 only a reader that has kept
+                them can read the batch (`recommend.reader`).
 
         Returns:
             PackedBatch on the CPU.
@@ -135,6 +141,8 @@ class Packer:
         """
         if prefixes is not None:
             check_count("prefixes", prefixes, minimum=0)
+        elif self.share_prefix:
+            prefixes = 1
         flat, offsets = flatten(histories)
         items, lengths = newest(flat, offsets, self.max_items)
         position = self.catalogue.index(items)  # (N,)
@@ -173,6 +181,7 @@ class Packer:
             labels=None if labels is None else torch.from_numpy(labels),
             plan=_make_plan(batch_ids, batch_offsets) if self.plan else None,
             headless=0 if prefixes is None else max(0, len(lengths) - prefixes),
+            prefix=len(self.prompt.prefix),
         )
 
     def _targets(self, targets: ArrayLike, users: int) -> NDArray[np.int64]:

@@ -75,7 +75,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
 
         Args:
             samples: what is learnt.
-            packer: its catalogue, prompt, max_items and plan are used; its policy is the stage's.
+            packer: its catalogue, prompt, max_items, plan and share_prefix are used; its policy is the stage's.
             stage: the policy of each step.
             sequences: samples of a micro-batch, at most; steps have nearly equal numbers of them. With a twin, each
                 makes two sequences.
@@ -106,8 +106,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
         self.seed = seed
         self.evaluation = evaluation
 
-        lengths = self._lengths()  # (S,)
-        if by_rows and (longest := int(lengths.max())) > most:
+        lengths, once = self._lengths()  # (S,)
+        if by_rows and (longest := int(lengths.max()) + once) > most:
             raise ValueError(
                 f"rows: got {most}, but sample {lengths.argmax()} alone has {longest}"
                 f"{', its twin included' if self._twin else ''}; give more, or fewer max_items to the packer"
@@ -116,9 +116,10 @@ class MicroBatches(Dataset[dict[str, Any]]):
         dealt, counts = [], []  # by step
         for epoch in range(epochs):
             order = self._epoch(epoch)
-            starts = split_by_rows(lengths[order], parts, most) if by_rows else split_by_count(len(order), parts, most)
+            rows_of = lengths[order]
+            starts = split_by_rows(rows_of, parts, most - once) if by_rows else split_by_count(len(order), parts, most)
             for first, last in pairwise(starts):
-                within, counted = deal(lengths[order[first:last]], parts)
+                within, counted = deal(rows_of[first:last], parts)
                 dealt.append(order[first:last][within])
                 counts.append(counted)
         if steps is not None:
@@ -183,14 +184,16 @@ class MicroBatches(Dataset[dict[str, Any]]):
             else np.random.default_rng((self.seed, _ORDER, epoch)).permutation(count)
         )
 
-    def _lengths(self) -> NDArray[np.int64]:
-        """(S,): the rows of each sample, twin included; a bound where patches are random."""
+    def _lengths(self) -> tuple[NDArray[np.int64], int]:
+        """(S,) the rows of each sample, twin included, a bound where patches are random; those a batch adds once."""
         packer = _with_policy(self.packer, self.stage.final if self.evaluation else self.stage.longest)
-        packer.plan = False
+        packer.plan = packer.share_prefix = False
+        once = len(packer.prompt.prefix) if self.packer.share_prefix else 0
         count = len(self.samples.targets)
         parts = (np.arange(first, min(first + _SAMPLES_AT_ONCE, count)) for first in range(0, count, _SAMPLES_AT_ONCE))
         ends = [packer.pack(*take(self.samples, part)).cu_seqlens.numpy() for part in parts]
-        return np.concatenate([np.diff(end) for end in ends]).astype(np.int64) * (2 if self._twin else 1)
+        lengths = np.concatenate([np.diff(end) for end in ends]).astype(np.int64) - once
+        return lengths * (2 if self._twin else 1), once
 
 
 class _Twin:

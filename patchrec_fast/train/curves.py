@@ -22,7 +22,7 @@ class Point(NamedTuple):
     step: int  # optimizer steps so far
     split: str  # "train": the mean since the line before; "val"
     loss: float  # nats a supervised token
-    tokens: int  # rows the model has learnt from so far, on all processes, templates and text twins included
+    tokens: int  # rows the model has learnt from so far, on all processes, templates and text twins too
     seconds: float  # of training so far, without validation and saving
 
 

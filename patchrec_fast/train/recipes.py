@@ -72,6 +72,9 @@ class Recipe:
     gradient_checkpointing: bool = _key(False, "compute activations twice to keep less of them")
     compile: bool = _key(False, "torch.compile the model")
     attention: str = _key("auto", "as patchrec_fast.attach takes it")
+    share_prefix: bool | None = _key(
+        None, "compute the rows before the history once a micro-batch; by default where the attention is ours"
+    )
     workers: int = _key(0, "processes that pack batches ahead", 0)
     lora: bool = _key(False, "train low-rank adapters, merged into the model at the end")
     lora_rank: int = _key(16, "rank of the adapters; their alpha is twice it", 1)

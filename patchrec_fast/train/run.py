@@ -27,6 +27,7 @@ import torch
 from .. import __version__
 from .._files import write
 from ..hf import Attachment, attach
+from ..hf.attention import KERNELS
 from ..hf.settings import Settings
 from .arguments import trainer_arguments
 from .batches import MicroBatches
@@ -156,6 +157,8 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
     settings = Settings(recipe.instruction, recipe.system or None, recipe.separators, stage.final, recipe.max_items)
     packer = settings.packer(dataset.titles, tokenizer)
     packer.plan = torch.cuda.is_available()
+    ours = recipe.attention in ("auto", *KERNELS)
+    packer.share_prefix = ours if recipe.share_prefix is None else recipe.share_prefix
     world_size = run["processes"]
     shape = _micro_batch(recipe, world_size)
     samples = some(dataset.split("train", recipe.max_items), recipe.limit_train)

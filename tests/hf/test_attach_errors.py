@@ -160,12 +160,12 @@ def test_importing_does_not_import_transformers():
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_users_without_the_rows_before_their_histories(make_model, sample, device):
-    """Only `Recommender` keeps the first user's for them; elsewhere they would not be seen."""
+    """Only `Recommender` keeps them of a batch before; elsewhere they would not be seen."""
     packer = pf.Packer(sample.catalogue, sample.prompt, pf.Text())
     histories = [sample.dataset.items[:3], sample.dataset.items[3:5], sample.dataset.items[5:6]]
     model = make_model("llama")
     attach(model)
-    with pytest.raises(ValueError, match=r"2 users .* without the rows before the history .*prefixes"):
-        model(packer.pack(histories, prefixes=1).to(device))
+    with pytest.raises(ValueError, match=r"all 3 users .* without the rows before the history .*prefixes"):
+        model(packer.pack(histories, prefixes=0).to(device))
     assert packer.pack(histories, prefixes=3).headless == 0
     model(packer.pack(histories, prefixes=3))

@@ -131,6 +131,20 @@ def test_rows_are_never_exceeded(sample, name, exact):
         assert sum(used) == lengths.sum()
 
 
+def test_a_shared_prefix_counts_once_a_batch(sample):
+    packer, budget, prefix = copy.copy(sample.packer), 600, len(sample.prompt.prefix)
+    packer.share_prefix = True
+    batches = MicroBatches(sample.train, packer, stage("pft-i", keep=2), rows=budget)
+    used = [rows_of(batches, number) for number in range(len(batches))]
+    lengths = np.diff(pack(sample, np.arange(120), batches.stage.final).cu_seqlens.numpy())
+    assert max(used) <= budget < min(used[:-2]) + 2 * (lengths.max() - prefix)
+    assert sum(used) == lengths.sum() - prefix * (120 - len(batches))
+    with pytest.raises(ValueError, match=rf"alone has {lengths.max()}"):
+        MicroBatches(sample.train, packer, stage("pft-i", keep=2), rows=int(lengths.max()) - 1)
+    one = MicroBatches(sample.train, packer, stage("pft-i", keep=2), rows=int(lengths.max()))
+    assert max(rows_of(one, number) for number in range(len(one))) == lengths.max()
+
+
 def test_processes_get_nearly_equal_rows(sample):
     batches = MicroBatches(sample.train, sample.packer, stage("text"), sequences=10, world_size=4)
     for step in range(batches.optimizer_steps):

@@ -132,8 +132,9 @@ def test_curves(run, tmp_path):
     assert result["tokens_per_second"] == pytest.approx(result["tokens"] / result["seconds"], rel=1e-2)
 
 
-def test_tokens_are_the_rows_of_the_training_batches(run, small):
-    result = run("out", "text", steps=None, log_steps=5, eval_steps=100)
+@pytest.mark.parametrize("changes", [{}, {"share_prefix": False}, {"attention": "sdpa"}], ids=str)
+def test_tokens_are_the_rows_of_the_training_batches(run, small, changes):
+    result = run("out", "text", steps=None, log_steps=5, eval_steps=100, **changes)
     dataset = data.load(small / "data")
     flat, offsets = (samples := dataset.split("train", 6)).histories
     tokenizer = AutoTokenizer.from_pretrained(small / "tokenizer")
@@ -141,7 +142,8 @@ def test_tokens_are_the_rows_of_the_training_batches(run, small):
     places = [number * len(samples.targets) // 60 for number in range(60)]
     packed = packer.pack([flat[offsets[at] : offsets[at + 1]] for at in places], samples.targets[places])
     assert result["steps"] == 15
-    assert result["tokens"] == len(packed.position_ids)
+    shared = 0 if changes else (60 - 15) * packed.prefix  # rows before the history, in a batch of four once
+    assert result["tokens"] == len(packed.position_ids) - shared
 
 
 def test_one_seed_one_model(run, tmp_path):
