@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forward and backward of a training step: ours against the paper's loop and stock transformers.
 
-16 users of ML-1M (of some cells fewer), 100 items each, a vocabulary of 128,259, tied embeddings, float32 on the CPU. No
-optimizer: it costs everyone the same. `loop` cells have one round, for the loop takes minutes; of ours the median of
+16 users of ML-1M (of some cells fewer), 100 items each, a vocabulary of 128,259, tied embeddings, float32 on the CPU.
+No optimizer: it costs everyone the same. `loop` cells have one round, for the loop takes minutes; of ours the median of
 three calls stands against it.
 """
 

@@ -21,16 +21,20 @@ STEPS, USERS, RATE = 2, 3, 0.5
 
 @pytest.fixture
 def fit(sample, tmp_path):
-    """fit(model): SFTTrainer's losses, and the packed batches that it took."""
+    """fit(model, share_prefix): SFTTrainer's losses, and the batches that it took, packed with every prefix."""
 
-    def run(model):
-        packer, batches = pf.Packer(sample.catalogue, sample.prompt, pf.SessionPatches(group=2)), []
+    def run(model, share_prefix=False):
+        policy, batches = pf.SessionPatches(group=2), []
+        whole, packer = (
+            pf.Packer(sample.catalogue, sample.prompt, policy, share_prefix=share) for share in (False, share_prefix)
+        )
         users = [sample.dataset.items[start : start + 8].tolist() for start in range(STEPS * USERS)]
 
         def collate(samples):
             histories = [sample["items"][:-1] for sample in samples]
-            batches.append(packer.pack(histories, targets=[sample["items"][-1] for sample in samples]))
-            return batches[-1].model_inputs()
+            targets = [sample["items"][-1] for sample in samples]
+            batches.append(whole.pack(histories, targets))
+            return packer.pack(histories, targets).model_inputs()
 
         args = trl.SFTConfig(
             output_dir=str(tmp_path),
@@ -76,8 +80,10 @@ def descend(model, batches):
     return losses, model
 
 
-@pytest.mark.parametrize(("adapted", "loss"), [(False, "auto"), (True, "chunked")])
-def test_sft_trains_as_users_alone_would(make_model, fit, adapted, loss):
+@pytest.mark.parametrize(
+    ("adapted", "loss", "share_prefix"), [(False, "auto", False), (True, "chunked", False), (True, "auto", True)]
+)
+def test_sft_trains_as_users_alone_would(make_model, fit, adapted, loss, share_prefix):
     """TRL's forward runs, whatever loss was asked of ours."""
     model = make_model("llama")
     if adapted:
@@ -86,7 +92,7 @@ def test_sft_trains_as_users_alone_would(make_model, fit, adapted, loss):
     model.train()
     untouched = copy.deepcopy(model)
     attach(model, loss=loss)
-    losses, batches = fit(model)
+    losses, batches = fit(model, share_prefix)
     expected, trained = descend(untouched, batches)
     assert len(losses) == STEPS
     assert losses == pytest.approx(expected, rel=1e-5)
