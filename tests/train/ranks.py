@@ -4,6 +4,7 @@
 The same functions run in one process give the reference.
 """
 
+import copy
 import sys
 from pathlib import Path
 
@@ -23,9 +24,11 @@ PARTS = 4  # micro-batches of a step
 
 
 def plan(sample, world_size):
+    packer = copy.copy(sample.packer)
+    packer.share_prefix = True
     return MicroBatches(
         sample.train,
-        sample.packer,
+        packer,
         stage("pretrain"),
         sequences=3,
         accumulation=PARTS // world_size,
