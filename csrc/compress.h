@@ -58,8 +58,8 @@ int32_t patchrec_compress_backward(const patchrec_batch* batch, void* into, int6
                                    int64_t grad_stride, int64_t d, int32_t dtype, int32_t accumulate,
                                    const patchrec_run* run);
 
-// The same for a table of the ids that occur. `transpose` counts them, `rows` writes unique (U,) int64 ascending
-// and out (U, d), and frees the handle.
+// The same for a table of the ids that occur. `transpose` groups the tokens by them and counts them, the other writes
+// unique (U,) int64 ascending and out (U, d), and frees the handle.
 int32_t patchrec_transpose(const patchrec_batch* batch, void** handle, int64_t* count);
 void patchrec_compress_backward_sparse(void* handle, int64_t* unique, void* out, const void* grad, int64_t grad_stride,
                                        int64_t d, int32_t dtype, const patchrec_run* run);

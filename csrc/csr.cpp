@@ -66,7 +66,7 @@ struct IdSet {
   int64_t words;
   std::unique_ptr<uint64_t[]> bits;
   std::unique_ptr<int32_t[]> before;  // (words,) ids in earlier words
-  int32_t size = 0;
+  int64_t size = 0;
 
   explicit IdSet(int64_t num_embeddings)
       : words(num_embeddings / 64 + 1), bits(array<uint64_t>(words)), before(array<int32_t>(words)) {
@@ -79,7 +79,7 @@ struct IdSet {
   // To be called when all are added.
   void count() {
     for (int64_t w = 0; w < words; ++w) {
-      before[w] = size;
+      before[w] = static_cast<int32_t>(size);
       size += bits_set(bits[w]);
     }
   }
@@ -156,7 +156,7 @@ patchrec_status group_by_id(const Batch<Id, Offset>& batch, Csr* csr) {
   csr->rank = array<int32_t>(ids.size + 1);
   if (!rank || !next || !csr->offsets || !csr->terms || !csr->out || !csr->rank) return PATCHREC_NO_MEMORY;
   std::fill_n(next.get(), ids.size, 0);
-  int32_t used = 0;
+  int64_t used = 0;
   for (int64_t t = 0; t < tokens; ++t) {
     const int32_t id = batch.id(t), r = ids.rank(id);
     rank[t] = r;
@@ -165,7 +165,7 @@ patchrec_status group_by_id(const Batch<Id, Offset>& batch, Csr* csr) {
     used += next[r]++ == 0;
   }
   int64_t place = 0;
-  for (int32_t s = 0; s < ids.size; ++s) {
+  for (int64_t s = 0; s < ids.size; ++s) {
     int64_t& count = next[csr->rank[s]];
     csr->offsets[s] = place;
     place += count;
