@@ -2,6 +2,7 @@
 // Checks a batch and groups its tokens: by row for the forward, by id for the backward.
 #include <algorithm>
 #include <new>
+#include <numeric>
 #include <type_traits>
 
 #include "segments.h"
@@ -41,14 +42,14 @@ struct Batch {
   int64_t first_item(int64_t row) const { return item_offsets ? item_offsets[row] : row; }
   int32_t id(int64_t token) const { return static_cast<int32_t>(ids[token]); }
 
-  // Calls term(token, weight) for the tokens of a row.
-  template <class Term>
-  void each_token(int64_t row, Term term) const {
+  // Calls visit(token, weight) for the tokens of a row.
+  template <class Visit>
+  void each_token(int64_t row, Visit visit) const {
     const int64_t first = first_item(row), last = first_item(row + 1);
     for (int64_t i = first; i < last; ++i) {
       const int64_t begin = token_offsets[i], end = token_offsets[i + 1];
       const float weight = 1.0f / (static_cast<float>(last - first) * static_cast<float>(end - begin));
-      for (int64_t t = begin; t < end; ++t) term(t, weight);
+      for (int64_t t = begin; t < end; ++t) visit(t, weight);
     }
   }
 };
@@ -90,17 +91,6 @@ struct IdSet {
   }
 };
 
-// The count of each group becomes its first place.
-template <class Count>
-void counts_to_places(Count* counts, int64_t groups) {
-  Count place = 0;
-  for (int64_t g = 0; g < groups; ++g) {
-    const Count count = counts[g];
-    counts[g] = place;
-    place += count;
-  }
-}
-
 template <class Id, class Offset>
 patchrec_status group_by_row(const Batch<Id, Offset>& batch, Csr* csr) {
   const int64_t rows = batch.given.rows;
@@ -129,7 +119,7 @@ patchrec_status group_by_row(const Batch<Id, Offset>& batch, Csr* csr) {
   if (!next) return PATCHREC_NO_MEMORY;
   std::fill_n(next.get(), ids.size, 0);
   for (int64_t c = 0; c < copies; ++c) ++next[ids.rank(id_of[c])];
-  counts_to_places(next.get(), ids.size);
+  std::exclusive_scan(next.get(), next.get() + ids.size, next.get(), 0);
   for (int64_t c = 0; c < copies; ++c) {
     const int64_t place = next[ids.rank(id_of[c])]++;
     csr->out[sums + place] = copied[c];
