@@ -134,6 +134,7 @@ extern "C" int32_t patchrec_best_isa(void) {
 }
 
 void segment_sum(const SegmentSum& sum, const patchrec_run& run) {
+  if (sum.d == 0) return;
   // Below about 64 Ki multiply-adds a share, waking a thread costs more than it saves.
   const int64_t work = cost_before(*sum.csr, sum.csr->segments) * sum.d;
   const int64_t parts = run.parallel_for ? std::max<int64_t>(1, std::min<int64_t>(run.threads, work >> 16)) : 1;

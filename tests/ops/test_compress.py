@@ -156,6 +156,16 @@ def test_no_rows_and_no_tokens(impl, levels):
     assert not weight.grad.any()
 
 
+@pytest.mark.parametrize("grad_mode", ["dense", "sparse", "accumulate"])
+def test_table_without_columns(impl, grad_mode):
+    weight = torch.zeros(5, 0, requires_grad=True)
+    weight.grad = torch.zeros(5, 0) if grad_mode == "accumulate" else None
+    out = pf.compress(torch.tensor([4, 4, 1]), torch.tensor([0, 1, 3]), weight, impl=impl, grad_mode=grad_mode)
+    assert out.shape == (2, 0)
+    out.backward(torch.zeros(2, 0))
+    assert weight.grad.shape == (5, 0)
+
+
 def test_strided_and_misaligned_tables(impl):
     batch = ragged_batch(30, V)
     base = table(80, torch.bfloat16)
