@@ -7,23 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-import patchrec_fast as pf
-from patchrec_fast.layout.csr import offsets as csr_offsets
 from patchrec_fast.recommend import Trie, files
 from patchrec_fast.recommend.trie import TENSORS
+from tests.recommend import catalogues
+from tests.recommend.catalogues import catalogue_of
 
 END = 9
-
-
-def catalogue_of(titles):
-    """item -> tokens, as a Catalogue."""
-    tokens = [np.asarray(title, np.int32) for title in titles.values()]
-    return pf.Catalogue(
-        token_ids=np.concatenate(tokens),
-        offsets=csr_offsets(np.array([len(title) for title in tokens])).astype(np.int32),
-        item_ids=np.array(list(titles), np.int64),
-        titles=[str(title) for title in titles.values()],
-    )
 
 
 def random_titles(seed, count=60, first=100):
@@ -69,8 +58,12 @@ def test_it_holds_the_titles(seed):
     assert trie.depth == 1 + max(map(len, titles.values()))
 
 
-def test_derived_tables():
-    trie = Trie.from_catalogue(catalogue_of(random_titles(1)), END)
+@pytest.mark.parametrize("seed", range(200))
+def test_derived_tables(seed):
+    """Of every kind of catalogue: leaves that end a level, too, whose children would begin where no node is."""
+    titles = catalogues.random_titles(seed, range(END + 1, END + 20))
+    trie = Trie.from_catalogue(catalogue_of(titles), END)
+    assert read_back(trie) == by_title(titles)
     first, leaf = trie.first.tolist(), trie.is_leaf.tolist()
     children = [list(range(a, b)) for a, b in pairwise(first)]
 
@@ -83,6 +76,7 @@ def test_derived_tables():
 
     assert trie.chain.tolist() == [chain(node) for node in range(len(trie))]
     assert trie.leaves.tolist() == [leaves(node) for node in range(len(trie))]
+    assert trie.widest == max(map(len, children[1:]))
     assert torch.equal(trie.used[trie.column[1:]], trie.token[1:])
 
 
