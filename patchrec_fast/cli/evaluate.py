@@ -15,6 +15,7 @@ from ..evaluate import Report, baseline_ranks, evaluate
 from ..evaluate.report import comparison_table, table
 from ..evaluate.run import REPORT, TABLE
 from ..evaluate.samples import checked, users_of
+from ..layout import Catalogue
 from ..train.start import some
 from .models import add_model_arguments, open_recommender
 
@@ -66,7 +67,7 @@ def _run(options: argparse.Namespace) -> int:
         name=f"{Path(options.model).name}, {rec.packer.policy}, {options.method}",
         exclude_seen=options.exclude_seen,
     )
-    baselines = _baselines(report, dataset, samples) if options.baselines else []
+    baselines = _baselines(report, dataset, samples, rec.packer.catalogue) if options.baselines else []
     compared = {other.name: report.compare(other) for other in [*others, *baselines]}
     content = json.dumps(_plain({"report": report, "baselines": baselines, "compared": compared}), ensure_ascii=False)
     tables = ([table(baselines)] if baselines else []) + ([comparison_table(compared)] if compared else [])
@@ -78,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _baselines(report: Report, dataset: Dataset, samples: Samples) -> list[Report]:
+def _baselines(report: Report, dataset: Dataset, samples: Samples, catalogue: Catalogue) -> list[Report]:
     """The same report of each baseline."""
     return [
         dataclasses.replace(
@@ -91,7 +92,7 @@ def _baselines(report: Report, dataset: Dataset, samples: Samples) -> list[Repor
             memory_kind=None,
             settings={},
         )
-        for name, ranks in baseline_ranks(dataset, samples).items()
+        for name, ranks in baseline_ranks(dataset, samples, catalogue=catalogue).items()
     ]
 
 

@@ -3,7 +3,7 @@
 
 A *rank* counts from 0; a target that is not in the list is a MISS and has no rank, so that every K up to the length
 of the list is read off one decoding. A hit is an exact match of the title: items that share a title are one answer,
-which is what `answers` numbers.
+which is what `Catalogue.answers` numbers, by tokens, and `answers` where there are none.
 """
 
 from collections.abc import Iterable, Sequence

@@ -23,7 +23,7 @@ from ..layout.policies import check_count
 from . import fingerprint
 from .cost import measured
 from .journal import Journal
-from .metrics import answers, ranks
+from .metrics import ranks
 from .report import Report
 from .samples import checked, identity, users_of
 
@@ -49,7 +49,7 @@ def evaluate(
 ) -> Report:
     """Decodes max(ks) titles for each sample, once, and reads every K off them.
 
-    A hit is an exact match of the title; items that share one are one answer (`evaluate.metrics`). The intervals draw
+    A hit is an exact match of the title; items that share one are one answer (`Catalogue.answers`). The intervals draw
     users, each with all samples of theirs (`evaluate.intervals`).
 
     Args:
@@ -77,7 +77,7 @@ def evaluate(
     _check(ks, batch_size)
     flat, offsets, targets = checked(*samples)
     catalogue = rec.packer.catalogue
-    wanted = answers(catalogue.titles)[catalogue.index(targets)]
+    wanted = catalogue.answers[catalogue.index(targets)]
     owners = users_of(flat, offsets, targets) if users is None else np.asarray(users)
     if owners.shape != targets.shape:
         raise ValueError(f"users: expected shape {targets.shape}, got {owners.shape}")
@@ -119,7 +119,6 @@ class _Decode:
 
     def __init__(self, rec: Recommender, k: int, method: str, options: dict[str, Any]) -> None:
         self._rec, self._k, self._options = rec, k, {"method": method, **options}
-        self._answers = answers(rec.packer.catalogue.titles)
         self.settings = {
             "k": k,
             **{option: _json_value(value) for option, value in self._options.items()},
@@ -152,7 +151,8 @@ class _Decode:
         found, cost = measured(self._rec, histories, k=self._k, batch_size=len(wanted), **self._options)
         known = found.items >= 0
         listed = np.full(found.items.shape, -1)
-        listed[known] = self._answers[self._rec.packer.catalogue.index(found.items[known])]
+        catalogue = self._rec.packer.catalogue
+        listed[known] = catalogue.answers[catalogue.index(found.items[known])]
         return {
             "ranks": ranks(listed, wanted).tolist(),
             **cost._asdict(),
@@ -200,7 +200,7 @@ def _json_value(option: Any) -> bool | int | float | str | None:
 
 def _shared(catalogue: Catalogue) -> NDArray[np.int64]:
     """The answers that more than one item has."""
-    return np.flatnonzero(np.bincount(answers(catalogue.titles)) > 1)
+    return np.flatnonzero(np.bincount(catalogue.answers) > 1)
 
 
 def _mean_seconds(entries: list[dict[str, Any]], samples: int) -> dict[str, float]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ from .histories import integers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_FEW = 3  # titles that a warning names
 _DENSE_SPAN = 16  # a dense id table may be this many times longer than the catalogue: 64 bytes an item
 
 
@@ -25,11 +27,14 @@ class Catalogue:
     """Titles and their tokens. An item's *position* is its place in these arrays; its *id* is the
     caller's.
 
+    A title *is* its tokens, here and wherever answers are searched, excluded, ranked and counted: what
+    a model generates cannot tell apart items whose titles have the same. They are one answer.
+
     Attributes:
         token_ids: (N_tok,) int32, the titles' tokens, one title after another.
         offsets: (I + 1,) int32, title i is `token_ids[offsets[i]:offsets[i + 1]]`; no title is
             empty.
-        item_ids: (I,) int64, unique, in the order given.
+        item_ids: (I,) int64, unique, none negative, in the order given.
         titles: I strings.
     """
 
@@ -49,13 +54,16 @@ class Catalogue:
         A special token spelled out inside a title ("<|eot_id|>") is plain text here, so that no
         title can end a prompt early.
 
+        Warns of titles that differ and have the same tokens, and of titles of unknown tokens alone.
+
         Args:
             titles: item id -> title, or (item id, title) pairs.
             tokenizer: a Hugging Face tokenizer.
 
         Raises:
             TypeError: an item id that is not an integer, or a title that is not a string.
-            ValueError: no titles, a repeated item id, or a title that tokenises to nothing.
+            ValueError: no titles, a repeated item id, one that is negative or above 2**63 - 1, a title
+                that tokenises to nothing or that UTF-8 cannot hold (a lone surrogate).
         """
         pairs = list(titles.items() if isinstance(titles, Mapping) else titles)
         if not pairs:
@@ -65,7 +73,13 @@ class Catalogue:
                 raise TypeError(f"titles: expected integer item ids, got {item!r} ({type(item).__name__})")
             if not isinstance(title, str):
                 raise TypeError(f"titles: expected a string for item {item}, got {title!r} ({type(title).__name__})")
-        item_ids = np.array([item for item, _ in pairs], np.int64)
+            try:
+                title.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"titles: the title {title!r} of item {item} is not Unicode: {error.reason}"
+                ) from error
+        item_ids = integers("titles", [item for item, _ in pairs])
         unique, counts = np.unique(item_ids, return_counts=True)
         if len(unique) < len(item_ids):
             raise ValueError(f"titles: item {unique[counts > 1][0]} is given {counts.max()} times, expected once")
@@ -78,12 +92,17 @@ class Catalogue:
         if not lengths.all():
             empty = int(np.flatnonzero(lengths == 0)[0])
             raise ValueError(f"titles: the title {texts[empty]!r} of item {item_ids[empty]} tokenises to nothing")
-        return cls(
+        made = cls(
             token_ids=np.concatenate([np.asarray(t, np.int32) for t in tokens]),
             offsets=csr_offsets(lengths).astype(np.int32),
             item_ids=item_ids,
             titles=texts,
         )
+        made._warn(tokenizer.unk_token_id)
+        return made
+
+    def __post_init__(self) -> None:
+        integers("item_ids", self.item_ids)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -92,6 +111,42 @@ class Catalogue:
     def mean_tokens(self) -> float:
         """Mean number of tokens of a title, each item of the catalogue counted once."""
         return len(self.token_ids) / len(self)
+
+    @cached_property
+    def answers(self) -> NDArray[np.int64]:
+        """(I,) int64: numbers the titles; items whose titles have the same tokens have one number, 0, 1, ... in the
+        order of their first items."""
+        number: dict[bytes, int] = {}
+        tokens = np.split(self.token_ids, self.offsets[1:-1])
+        return np.fromiter((number.setdefault(each.tobytes(), len(number)) for each in tokens), np.int64, len(self))
+
+    def name(self, position: int) -> str:
+        """An item for a message: the title and the caller's id."""
+        return f"the title {self.titles[position]!r} of item {self.item_ids[position]}"
+
+    def check_end(self, end: int) -> None:
+        """Raise ValueError where a title holds the token that ends titles."""
+        inside = np.flatnonzero(self.token_ids == end)
+        if len(inside):
+            position = int(np.searchsorted(self.offsets, inside[0], side="right")) - 1
+            raise ValueError(f"catalogue: {self.name(position)} holds the end-of-turn token {end}")
+
+    def _warn(self, unknown: int | None) -> None:
+        """Of titles that a model cannot tell apart, or knows nothing of."""
+        first = np.unique(self.answers, return_index=True)[1][self.answers]  # (I,) the first item of the title
+        twins = np.flatnonzero(first != np.arange(len(self))).tolist()
+        alike = [at for at in twins if self.titles[at] != self.titles[first[at]]]
+        if alike:
+            few = "; ".join(f"{self.name(at)} and {self.name(first[at])}" for at in alike[:_FEW])
+            warnings.warn(
+                f"titles: {len(alike)} differ from another title but have its tokens and are one answer with it: {few}",
+                stacklevel=3,
+            )
+        unknowns = np.logical_and.reduceat(self.token_ids == unknown, self.offsets[:-1])
+        if unknowns.any():
+            at = np.flatnonzero(unknowns)
+            few = "; ".join(map(self.name, at[:_FEW].tolist()))
+            warnings.warn(f"titles: {len(at)} are unknown tokens alone to this tokenizer: {few}", stacklevel=3)
 
     def index(self, item_ids: ArrayLike) -> NDArray[np.int64]:
         """Positions of items in the catalogue.

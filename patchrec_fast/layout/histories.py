@@ -1,32 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
 """Histories as the caller writes them -> one flat array and its offsets."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .csr import counting
 from .csr import offsets as csr_offsets
+
+_INT64_MAX = 2**63 - 1
 
 Histories = Sequence[Sequence[int] | NDArray[np.integer]] | tuple[ArrayLike, ArrayLike]
 """A list with one sequence of item ids a user, or a *tuple* (flat ids (N,), offsets (B + 1,))."""
 
 
 def integers(name: str, values: Any) -> NDArray[np.int64]:
-    """`values` as a 1-D int64 array.
+    """Ids or offsets as a 1-D int64 array: of an array or tensor of any integer dtype, or a sequence of integers.
 
     Raises:
-        TypeError: they are not integers; the message names `name`.
-        ValueError: not one dimension.
+        TypeError: they are not integers, or some are bools; the message names `name`.
+        ValueError: not one dimension, a negative number (it would mean "none"), or one above 2**63 - 1.
     """
-    array = np.asarray(values)
+    array = _array(name, values)
     if array.ndim != 1:
         raise ValueError(f"{name}: expected one dimension, got shape {array.shape}")
-    if array.size and array.dtype.kind not in "iu":
+    return _no_negative(name, _int64(name, values, array))
+
+
+def _no_negative(name: str, array: NDArray[np.int64]) -> NDArray[np.int64]:
+    if array.size and (least := array.min()) < 0:
+        raise ValueError(f"{name}: expected no negative number, got {least}")
+    return array
+
+
+def _array(name: str, values: Any) -> NDArray[Any]:
+    """What NumPy makes of values, a tensor's too."""
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise TypeError(f"{name}: expected integers, got {values.dtype}")
+    return values.detach().cpu().numpy()
+
+
+def _int64(name: str, values: Any, array: NDArray[Any]) -> NDArray[np.int64]:
+    """(n,): `array` is `values`, exactly; negative ones too."""
+    # What NumPy makes of several types is not exact: uint64 and int64 are floats to it, bools among ints are ints.
+    if array.dtype.kind == "O" or not (
+        isinstance(values, np.ndarray | torch.Tensor) or set(map(type, values)) <= {int}
+    ):
+        array = np.array([_whole(name, value, array.dtype) for value in values], object)
+    if array.size and array.dtype.kind not in "iuO":
         raise TypeError(f"{name}: expected integers, got {array.dtype}")
+    if array.size and array.dtype.kind in "uO" and (most := array.max()) > _INT64_MAX:
+        raise ValueError(f"{name}: expected numbers up to 2**63 - 1, got {most}")
     return array.astype(np.int64, copy=False)
+
+
+def _whole(name: str, value: Any, together: np.dtype[Any]) -> int:
+    """An integer of any type, as Python's; `together` is what NumPy makes of it and those beside it."""
+    if isinstance(value, bool) or getattr(value, "dtype", None) in (np.bool_, torch.bool):
+        raise TypeError(f"{name}: expected integers, got {value!r} ({type(value).__name__})")
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        got = f"{value!r} ({type(value).__name__})" if together.kind in "iuO" else together
+        raise TypeError(f"{name}: expected integers, got {got}") from error
 
 
 def flatten(histories: Histories) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -37,7 +79,7 @@ def flatten(histories: Histories) -> tuple[NDArray[np.int64], NDArray[np.int64]]
 
     Raises:
         TypeError: not a list or a pair, or ids that are not integers.
-        ValueError: no users, a user without items (named by place), or malformed offsets.
+        ValueError: no users, a user without items (named by place), a negative id, or malformed offsets.
     """
     flat, offsets = _pair(histories) if isinstance(histories, tuple) else _list(histories)
     lengths = np.diff(offsets)
@@ -69,15 +111,17 @@ def _list(
     histories: Sequence[Sequence[int] | NDArray[np.integer]],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     try:
-        arrays = [np.asarray(history) for history in histories]
-        offsets = csr_offsets(np.array([len(array) for array in arrays], np.int64))
-        flat = np.concatenate([np.empty(0, np.int64), *(array for array in arrays if len(array))])
+        arrays = [_array("histories", history) for history in histories]
+        if odd := [array.shape for array in arrays if array.ndim != 1]:
+            raise TypeError(f"got one of shape {odd[0]}")
     except (TypeError, ValueError) as error:
         raise TypeError(
             "histories: expected a list with one sequence of item ids a user, or a tuple "
             f"(flat, offsets) of arrays ({error})"
         ) from error
-    return integers("histories", flat), offsets
+    ids = [_int64("histories", history, array) for history, array in zip(histories, arrays, strict=True)]
+    flat = np.concatenate([np.empty(0, np.int64), *ids])
+    return _no_negative("histories", flat), csr_offsets(np.array([len(array) for array in arrays], np.int64))
 
 
 def newest(

@@ -85,13 +85,14 @@ class Packer:
                 fewer rows. Dropout, where a model has any, then falls on these rows for all users alike.
 
         Raises:
-            ValueError: max_items < 1; a catalogue of another tokenizer; patch_base inside the
-                vocabulary.
+            ValueError: max_items < 1; a catalogue of another tokenizer; a title that holds the
+                end-of-turn token; patch_base inside the vocabulary.
         """
         if isinstance(policy, type) or not isinstance(policy, Policy):
             raise TypeError(f"policy: expected an object with assign(lengths, rng), got {policy!r}")
         if max_items is not None:
             check_count("max_items", max_items, minimum=1)
+        catalogue.check_end(prompt.end_of_turn)
         if (largest := int(catalogue.token_ids.max())) >= prompt.num_embeddings:
             raise ValueError(
                 f"catalogue: token id {largest} is beyond the prompt's vocabulary of "

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .csr import counting
+from .histories import _INT64_MAX
 
 
 class Grain(IntEnum):
@@ -93,7 +94,7 @@ class SessionPatches:
         check_count("SessionPatches.group", self.group, minimum=1)
 
     def assign(self, lengths: NDArray[np.int64], rng: np.random.Generator) -> Assignment:
-        session = _age(lengths) // self.group  # (N,) 0 is the newest group
+        session = _age(lengths) // min(int(self.group), _INT64_MAX)  # (N,) 0 is the newest group
         grain = np.minimum(session, Grain.SESSION).astype(np.uint8)  # groups 0, 1, 2... -> TEXT, ITEM, SESSION
         return Assignment(grain, session)
 
@@ -108,7 +109,7 @@ class RandomItemPatches:
     p: float
 
     def __post_init__(self) -> None:
-        _check_probability("RandomItemPatches.p", self.p)
+        check_number("RandomItemPatches.p", self.p, 0, 1, "a probability")
 
     def assign(self, lengths: NDArray[np.int64], rng: np.random.Generator) -> Assignment:
         return _without_sessions(rng.random(int(lengths.sum())) < self.p, Grain.ITEM)
@@ -124,7 +125,7 @@ class Dropout:
     p: float
 
     def __post_init__(self) -> None:
-        _check_probability("Dropout.p", self.p)
+        check_number("Dropout.p", self.p, 0, 1, "a probability")
 
     def assign(self, lengths: NDArray[np.int64], rng: np.random.Generator) -> Assignment:
         return _without_sessions(rng.random(int(lengths.sum())) < self.p, Grain.DROPPED)
@@ -140,16 +141,19 @@ def _without_sessions(chosen: NDArray[np.bool_], grain: Grain) -> Assignment:
     return Assignment(chosen * np.uint8(grain), np.zeros(len(chosen), np.int64))
 
 
-def check_count(name: str, value: object, minimum: int) -> None:
-    """Raise unless `value` is an int of at least `minimum`; the message names `name`."""
+def check_count(name: str, value: object, minimum: int) -> int:
+    """`value` as Python's int, which no sum overflows; an error names `name` where it is none or below `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name}: expected an int, got {value!r} ({type(value).__name__})")
     if value < minimum:
         raise ValueError(f"{name}: expected at least {minimum}, got {value}")
+    return int(value)
 
 
-def _check_probability(name: str, value: object) -> None:
+def check_number(name: str, value: object, least: float, most: float, what: str = "a number") -> float:
+    """`value` as Python's float; an error names `name` where it is none, NaN or outside `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name}: expected a number, got {value!r} ({type(value).__name__})")
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected a probability between 0 and 1, got {value}")
+    if not least <= value <= most:
+        raise ValueError(f"{name}: expected {what} between {least:g} and {most:g}, got {value}")
+    return float(value)

@@ -25,7 +25,8 @@ EarlyStopping = bool | Literal["never"]
 
 
 class Found(NamedTuple):
-    """The best titles of each user, best first; -1 and -inf where fewer exist."""
+    """The best titles of each user, best first; -1 and -inf where fewer exist; a score of NaN says that something on
+    the way was not finite, and the user's answers mean nothing."""
 
     leaf: Tensor  # (B, k) int64
     score: Tensor  # (B, k) float32, by which they are ordered
@@ -124,7 +125,7 @@ def choose(
     """One step: the beams that go on, and the finished titles with those that end now. Waits for nobody."""
     beams = rules.beams
     total, node, parent = _best(score, strips, 2 * beams)
-    ends = trie.is_leaf[node] & (total > -torch.inf)
+    ends = (trie.is_leaf[node] & (total > -torch.inf)) | total.isnan()  # NaN sorts before all: it stays, and is seen
     done = _finish(done, total, node, ends, divisor)
     going, chosen = total.masked_fill(ends, -torch.inf).sort(dim=1, descending=True, stable=True)
     going, chosen = going[:, :beams], chosen[:, :beams]

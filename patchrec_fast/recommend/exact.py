@@ -63,7 +63,7 @@ class _Search:
             self._finish(visited.only(ends))
             frontier = self._told(frontier, vague).only(~told).and_also(self._entered(visited.only(~ends)))
             frontier = frontier.only(frontier.bound > self.score[frontier.user, -1])
-            width = width * 3 // 2 + 1
+            width = min(width * 3 // 2 + 1, len(self.reader.trie))
         return Found(self.leaf, self.score, self.score)
 
     def _finish(self, ended: _Frontier) -> None:
@@ -81,13 +81,15 @@ class _Search:
         rows = frontier.above[vague].unique()
         if not len(rows):
             return frontier
-        late = torch.full_like(self.taken, torch.nan)
-        late[rows] = self.taken[rows] - self.reader.total(rows)
-        late = late[frontier.above]
-        known = ~late.isnan()
-        return frontier._replace(
-            bound=torch.where(known, frontier.bound + late, frontier.bound), true=frontier.true | known
-        )
+        late, known = torch.zeros_like(self.taken), torch.zeros_like(self.taken, dtype=torch.bool)
+        late[rows], known[rows] = self.taken[rows] - self.reader.total(rows), True
+        late, known = late[frontier.above], known[frontier.above]
+        self._spoil(frontier.user[late.isnan()])
+        return frontier._replace(bound=frontier.bound + late, true=frontier.true | known)
+
+    def _spoil(self, user: Tensor) -> None:
+        """Users with a probability that is not finite: all their scores are NaN from here on, and no bound passes."""
+        self.score[user] = torch.nan
 
     def _entered(self, entries: _Frontier) -> _Frontier:
         """Reads the nodes, and gives their children. Not the forced chains behind them: most are pruned before their
@@ -100,6 +102,7 @@ class _Search:
     def _children(self, user: Tensor, node: Tensor, row: Tensor, score: Tensor) -> _Frontier:
         """The entries of n nodes' children that may be among the best."""
         found, taken = self.reader.bounds(user, node, row)
+        self._spoil(user[found.log_prob[:, 0].isnan()])
         if taken is not None:
             new = max(0, int(row.max()) + 1 - len(self.taken))
             self.taken = torch.cat([self.taken, self.taken.new_full((new,), torch.nan)])

@@ -39,7 +39,8 @@ class Head:
 
         Raises:
             TypeError: the model has no output embedding.
-            ValueError: its logits are not this head's: a step after the output embedding that is not known here.
+            ValueError: its logits are not this head's: a step after the output embedding that is not known here; or
+                they are not finite.
         """
         module = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         if not isinstance(module, nn.Module):
@@ -142,6 +143,8 @@ def _check(model: Any, head: Head) -> int:
         theirs = model(input_ids=token, use_cache=False).logits[0].float()  # (1, V)
     finally:
         hook.remove()
+    if not theirs.logsumexp(1).isfinite().all():
+        raise ValueError(f"model: the logits of {type(model).__name__} are not finite (NaN or infinite)")
     ours = next(head.logits(kept[0][0])) if kept else torch.full_like(theirs, torch.nan)
     if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3):
         raise ValueError(

