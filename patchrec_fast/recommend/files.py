@@ -9,8 +9,8 @@ built in one go or by additions and removals. It tells mix-ups, not forgeries.
 from __future__ import annotations
 
 import os
-import zipfile
 from itertools import pairwise
+from typing import IO
 
 import numpy as np
 import torch
@@ -51,20 +51,36 @@ def load(path: str | os.PathLike[str], catalogue: Catalogue, end: int) -> Trie:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a trie of this format, a damaged one, or one of another catalogue or tokenizer.
+        OSError: the file cannot be read.
+        ValueError: not a trie of this format, a damaged one, or one of another catalogue or tokenizer; the message
+            names the file.
     """
+    with open(path, "rb") as file:
+        try:
+            trie = _read(file)
+        except Exception as error:  # what zip, zlib and NumPy raise for bytes at random is many things
+            raise ValueError(f"{path}: not a trie of patchrec_fast, or damaged ({error})") from error
     try:
-        with np.load(path, allow_pickle=False) as file:
-            parts = {name: file[name] for name in file.files}
-        if int(parts["about"][0]) != FORMAT:
-            raise ValueError(f"format {int(parts['about'][0])}, expected {FORMAT}")
-        tensors = {name: torch.from_numpy(parts[name]) for name in TENSORS}
-        trie = Trie(int(parts["about"][1]), levels=tuple(parts["levels"].tolist()), **tensors)
-        if of_trie(trie) != int(parts["fingerprint"][0]):
-            raise ValueError("its content does not match its fingerprint")
-    except (ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a trie of patchrec_fast, or damaged ({error})") from error
-    check(trie, catalogue, end)
+        check(trie, catalogue, end)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return trie
+
+
+def _read(file: IO[bytes]) -> Trie:
+    """What `save` wrote, checked whole: it is what its levels, items and their leaves make, and they have its
+    fingerprint."""
+    with np.load(file, allow_pickle=False) as content:
+        parts = {name: content[name] for name in (*TENSORS, "about", "levels", "fingerprint")}
+    number, end = parts["about"].tolist()
+    if number != FORMAT:
+        raise ValueError(f"format {number}, expected {FORMAT}")
+    trie = Trie(
+        end, levels=tuple(parts["levels"].tolist()), **{name: torch.from_numpy(parts[name]) for name in TENSORS}
+    )
+    trie.check()
+    if [of_trie(trie)] != parts["fingerprint"].tolist():
+        raise ValueError("its content does not match its fingerprint")
     return trie
 
 

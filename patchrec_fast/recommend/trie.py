@@ -75,6 +75,36 @@ class Trie:
         leaf = node + csr_offsets(np.array([1, *map(len, keys)]))[lengths + 1]
         return _assemble(end, keys, leaf, catalogue.item_ids)
 
+    def check(self) -> None:
+        """Raise ValueError where the arrays, of a file, are not those that its levels, items and leaves make."""
+        arrays = {name: getattr(self, name) for name in TENSORS}
+        if any(array.dtype != torch.int64 or array.dim() != 1 for array in arrays.values()):
+            raise ValueError("expected arrays of int64 and one dimension")
+        levels, nodes, counts = self.levels, len(self.token), self.item_first.diff()
+        if levels[:2] != (0, 1) or levels[-1] != nodes or len(levels) < 4 or min(np.diff(levels)) < 1:
+            raise ValueError(f"its levels begin at {levels[:4]}..., expected to rise from 0, 1 to {nodes}")
+        if not len(self.first) == len(self.item_first) == nodes + 1 or len(self.parent) != nodes:
+            raise ValueError(f"expected {nodes} parents, and {nodes + 1} offsets of children and of items")
+        if int(counts.min()) < 0 or int(counts.sum()) != len(self.items) or int(self.items.min()) < 0:
+            raise ValueError("its items do not fit their offsets, or are negative")
+        if not torch.equal(counts > 0, self.is_leaf) or len(self.items.unique()) < len(self.items):
+            raise ValueError("an item is there twice, or not at the end of a title")
+        above = torch.tensor(levels[:-2]).repeat_interleave(
+            torch.tensor(levels[1:]).diff()
+        )  # of each node but the root
+        below = self.parent[1:]
+        if not ((below >= above) & (self.token[1:] >= 0) & (self.token[1:] <= _TOKEN_MASK)).all():
+            raise ValueError("a parent is not in the level above, or a token is none")
+        keys = _level_keys(self)
+        widths = np.diff(levels)
+        if any((np.diff(key) <= 0).any() or key[-1] >> _TOKEN_BITS >= w for key, w in zip(keys, widths, strict=False)):
+            raise ValueError("its nodes are not sorted")
+        if not torch.equal(torch.bincount(below, minlength=nodes) == 0, self.is_leaf):
+            raise ValueError("a title does not end, or goes on behind its end")
+        built = _assemble(self.end, keys, self.leaves_of_items(), self.items.numpy())
+        if not all(torch.equal(getattr(built, name), array) for name, array in arrays.items()):
+            raise ValueError("its offsets are not those of its nodes")
+
     def __len__(self) -> int:
         """The number of nodes."""
         return len(self.token)

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Catalogue: tokens of every title, and ids to positions."""
 
+import copy
 import pickle
+import warnings
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+import transformers
+from tokenizers import normalizers
 
-from patchrec_fast.layout import Catalogue
+from patchrec_fast.layout import Catalogue, Packer, Text
 
 TITLES = {30: "Jaws", 10: "Jaws 2", 20: "  leading space", 7: "Amélie — 愛 🎬"}
 
@@ -94,8 +99,55 @@ def test_pickle(catalogue):
         ({"1": "a"}, TypeError, "expected integer item ids, got '1'"),
         ({1.0: "a"}, TypeError, r"expected integer item ids, got 1\.0"),
         ({True: "a"}, TypeError, "expected integer item ids, got True"),
+        ({3: "a", -1: "b"}, ValueError, "titles: expected no negative number, got -1"),
+        ({3: "a", 2**63: "b"}, ValueError, r"titles: expected numbers up to 2\*\*63 - 1, got 9223372036854775808"),
+        ({np.uint64(2**63): "b"}, ValueError, r"titles: expected numbers up to 2\*\*63 - 1, got 9223372036854775808"),
+        ({4: "a\ud800"}, ValueError, r"titles: the title 'a\\ud800' of item 4 is not Unicode"),
     ],
 )
 def test_bad_titles(sample, titles, error, message):
     with pytest.raises(error, match=message):
         Catalogue.from_titles(titles, sample.tokenizer)
+
+
+def test_titles_of_the_same_tokens_are_one_answer(sample):
+    """Named, a few of them, with the items; nothing is said of those that are the same string."""
+    tokenizer = copy.deepcopy(sample.tokenizer)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    titles = {9: "HEAT", 2: "Up", 3: "Heat", 4: "heat", 5: "Up"}
+    with pytest.warns(
+        UserWarning, match="titles: 2 differ .* 'Heat' of item 3 and the title 'HEAT' of item 9; "
+    ) as said:
+        found = Catalogue.from_titles(titles, tokenizer)
+    assert len(said) == 1
+    assert found.answers.tolist() == [0, 1, 0, 0, 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Catalogue.from_titles({1: "Up", 2: "Up", 3: "Heat"}, tokenizer).answers.tolist() == [0, 0, 1]
+
+
+def test_titles_of_unknown_tokens(sample):
+    """All titles in another script are one to such a tokenizer."""
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "heat": 1}, unk_token="[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    with pytest.warns(UserWarning) as said:
+        found = Catalogue.from_titles({1: "七人の侍", 2: "heat", 3: "乱"}, tokenizer)
+    texts = sorted(str(each.message) for each in said)
+    assert "1 differ from another title" in texts[0]
+    assert "'七人の侍' of item 1" in texts[0]
+    assert "2 are unknown tokens alone" in texts[1]
+    assert "'乱' of item 3" in texts[1]
+    assert found.answers.tolist() == [0, 1, 0]
+
+
+def test_the_end_of_turn_inside_a_title(sample):
+    end = sample.prompt.end_of_turn
+    catalogue = Catalogue(np.array([5, end], np.int32), np.array([0, 1, 2], np.int32), np.array([8, 9]), ["a", "b"])
+    with pytest.raises(ValueError, match="catalogue: the title 'b' of item 9 holds the end-of-turn token"):
+        Packer(catalogue, sample.prompt, Text())
+
+
+def test_negative_ids_without_a_tokenizer():
+    with pytest.raises(ValueError, match="item_ids: expected no negative number, got -1"):
+        Catalogue(np.array([5], np.int32), np.array([0, 1], np.int32), np.array([-1]), ["a"])

@@ -108,6 +108,13 @@ class TestRandom:
             policy(p)
 
 
+@pytest.mark.parametrize("size", [10**30, 2**63, np.uint8(200), np.int8(127)])
+def test_far_more_than_there_are(size):
+    """All text, whatever type the number has."""
+    for policy in (SessionPatches(size), ItemPatches(size)):
+        assert set(assign(policy, 100, 1).grain.tolist()) == {T}
+
+
 @pytest.mark.parametrize(
     ("make", "bad", "error", "message"),
     [

@@ -109,6 +109,21 @@ def test_histories_as_arrays_and_in_batches(recommender, histories):
         ({"beams": 30, "method": "exact"}, "beams: only method='beam' has them"),
         ({"length_penalty": 1.0, "method": "exact"}, "length_penalty: method='exact' orders by log-probability"),
         ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"length_penalty": 1e6}, "length_penalty: expected a number between -.* and .*, got 1000000"),
+        ({"length_penalty": -1e6, "method": "diverse"}, "length_penalty: expected a number between"),
+        ({"length_penalty": float("nan")}, "length_penalty: expected a number between .* got nan"),
+        ({"length_penalty": float("inf")}, "length_penalty: expected a number between .* got inf"),
+        (
+            {"diversity_penalty": float("nan"), "method": "diverse"},
+            "diversity_penalty: expected a number between 0 and",
+        ),
+        (
+            {"diversity_penalty": float("inf"), "method": "diverse"},
+            "diversity_penalty: expected a number between 0 and",
+        ),
+        ({"diversity_penalty": -1, "method": "diverse"}, "diversity_penalty: expected a number between 0 and 1000"),
+        ({"early_stopping": 1}, "early_stopping must be False, True or 'never', got 1"),
+        ({"early_stopping": True, "method": "exact"}, "early_stopping: only method='beam' has it"),
     ],
 )
 def test_option_errors(recommender, histories, options, message):
@@ -272,3 +287,70 @@ def test_names_are_ranges_on_cuda(monkeypatch):
         with _ranges.named("decode", torch.device(device)):
             pass
     assert opened == ["patchrec_fast decode"]
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [np.uint8, np.int8, np.uint16, np.int32, np.uint64, torch.uint8, torch.int16, torch.int64, "mixed", "object"],
+)
+def test_ids_of_every_integer_type(recommender, dtype):
+    """Histories, targets and items to rank, alone, together and as one flat array."""
+    ids, expected = [[1, 120, 3], [2, 7]], recommender.recommend([[1, 120, 3], [2, 7]], k=3)
+
+    def typed(values):
+        if dtype == "mixed":
+            return [[np.uint64, int, np.int8, torch.tensor][at % 4](value) for at, value in enumerate(values)]
+        if dtype == "object":
+            return np.array(values, object)
+        return torch.tensor(values, dtype=dtype) if isinstance(dtype, torch.dtype) else np.array(values, dtype)
+
+    found = recommender.recommend([typed(history) for history in ids], k=3)
+    np.testing.assert_array_equal(found.items, expected.items)
+    if dtype != "mixed":
+        flat = recommender.recommend((typed([1, 120, 3, 2, 7]), typed([0, 3, 5])), k=3)
+        np.testing.assert_array_equal(flat.items, expected.items)
+    np.testing.assert_array_equal(recommender.trie.leaf_of(typed([7, 120])), recommender.trie.leaf_of([7, 120]))
+    report = pf.evaluate(recommender, (ids, typed([7, 120])), ks=(3,), progress=False)
+    assert report.ranks == pf.evaluate(recommender, (ids, [7, 120]), ks=(3,), progress=False).ranks
+
+
+@pytest.mark.parametrize(
+    ("odd", "error", "message"),
+    [
+        ([True, 2], TypeError, r"expected integers, got True \(bool\)"),
+        ([1, np.True_], TypeError, r"expected integers, got np\.True_"),
+        (np.array([True, False]), TypeError, "expected integers, got bool"),
+        (torch.tensor([True]), TypeError, r"expected integers, got torch\.bool"),
+        (torch.tensor([1.0], dtype=torch.bfloat16), TypeError, r"expected integers, got torch\.bfloat16"),
+        ([np.uint64(1), 2.5], TypeError, "expected integers, got float64"),
+        ([1, None], TypeError, r"expected integers, got None"),
+        ([-1], ValueError, "expected no negative number, got -1"),
+        (np.array([2**63 + 1], np.uint64), ValueError, r"expected numbers up to 2\*\*63 - 1, got 9223372036854775809"),
+        ([1, 2**70], ValueError, r"expected numbers up to 2\*\*63 - 1, got 1180591620717411303424"),
+    ],
+)
+def test_ids_that_are_none(recommender, odd, error, message):
+    """The message names the argument."""
+    calls = {
+        "histories": lambda: recommender.recommend([[1], odd]),
+        "items": lambda: recommender.rank([[1]] * len(odd), odd),
+        "targets": lambda: pf.evaluate(recommender, ([[1]] * len(odd), odd), progress=False),
+        "item_ids": lambda: recommender.trie.remove(odd),
+    }
+    for name, call in calls.items():
+        with pytest.raises(error, match=f"{name}: {message}"):
+            call()
+
+
+def test_far_more_answers_than_titles(recommender, histories):
+    """As many as there are, and -1 behind them; what no memory holds is refused."""
+    titles = len(decoders.titles(recommender.packer))
+    for options in ({"method": "exact"}, {"beams": 10**30}):
+        found = recommender.recommend(histories[:2], k=titles + 100, batch_size=10**30, **options)
+        assert ((found.items >= 0).sum(1) == titles).all()
+        assert found.items.shape == found.scores.shape == found.log_probs.shape == (2, titles + 100)
+        for k in (10**9, 10**30):
+            with pytest.raises(ValueError, match="k: expected at most 10000, got 10"):
+                recommender.recommend(histories, k=k, **{**options, "beams": None})
+    small = recommender.recommend(histories[:2], k=np.int8(100), batch_size=np.uint8(200), method="exact")
+    np.testing.assert_array_equal(small.items, found.items[:, :100])

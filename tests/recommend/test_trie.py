@@ -170,6 +170,62 @@ def test_file_errors(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="not a trie of patchrec_fast, or damaged"):
             files.load(path, catalogue, END)
+    np.save(path.with_suffix(".npy"), np.zeros(3))
+    path.write_bytes(path.with_suffix(".npy").read_bytes())
+    with pytest.raises(ValueError, match=r"trie\.npz: not a trie of patchrec_fast, or damaged"):
+        files.load(path, catalogue, END)
     np.savez(path, about=np.array([{"a": 1}], object))
     with pytest.raises(ValueError, match="not a trie of patchrec_fast, or damaged"):
         files.load(path, catalogue, END)
+
+
+def test_random_damage(tmp_path):
+    """Bytes flipped, cut off or written over: an error that names the file, or the very trie."""
+    titles = random_titles(0)
+    catalogue, path, rng = catalogue_of(titles), tmp_path / "trie.npz", np.random.default_rng(0)
+    trie = Trie.from_catalogue(catalogue, END)
+    files.save(trie, path)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        at = int(rng.integers(len(whole)))
+        if rng.random() < 0.2:
+            del damaged[at:]
+        else:
+            count = int(rng.integers(1, 9))
+            damaged[at : at + count] = rng.bytes(len(damaged[at : at + count]))
+        path.write_bytes(damaged)
+        try:
+            assert same(files.load(path, catalogue, END), trie)
+        except ValueError as error:
+            assert str(path) in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 75
+
+
+@pytest.mark.parametrize("name", [*TENSORS, "levels", "about", "fingerprint"])
+def test_inconsistent_arrays(tmp_path, name):
+    """A sound file whose arrays are no trie, or one of another catalogue: values, lengths, dtypes, dimensions."""
+    catalogue, path, rng = catalogue_of(random_titles(0)), tmp_path / "trie.npz", np.random.default_rng(0)
+    trie = Trie.from_catalogue(catalogue, END)
+    files.save(trie, path)
+    with np.load(path) as file:
+        parts = dict(file)
+    array = parts[name]
+
+    def refused(changed):
+        np.savez(path, **{**parts, name: changed})
+        with pytest.raises(ValueError, match=r"trie\.npz"):
+            files.load(path, catalogue, END)
+
+    for odd in (array[:-1], array[:0], np.append(array, array[-1:]), array[None], array.astype(np.float64) + 0.5):
+        refused(odd)
+    for _ in range(12):
+        at, changed = rng.integers(len(array)), array.copy()
+        changed[at] += np.array(rng.choice([1, 2, 2**40]), array.dtype)
+        refused(changed)
+        if len(array) > 1 and array[at] != array[at - 1]:
+            changed = array.copy()
+            changed[[at, at - 1]] = changed[[at - 1, at]]
+            if name != "items" or len(trie.sharing(int(array[at]))) == 1:
+                refused(changed)
