@@ -48,10 +48,11 @@ def _array(name: str, values: Any) -> NDArray[Any]:
 
 def _int64(name: str, values: Any, array: NDArray[Any]) -> NDArray[np.int64]:
     """(n,): `array` is `values`, exactly; negative ones too."""
-    # What NumPy makes of several types is not exact: uint64 and int64 are floats to it, bools among ints are ints.
-    if array.dtype.kind == "O" or not (
-        isinstance(values, np.ndarray | torch.Tensor) or set(map(type, values)) <= {int}
-    ):
+    # NumPy makes floats of uint64 and int64, or of ints too large for either, and ints of bools among ints.
+    typed = isinstance(values, np.ndarray | torch.Tensor) or (
+        array.dtype.kind == "i" and set(map(type, values)) <= {int}
+    )
+    if array.dtype.kind == "O" or not typed:
         array = np.array([_whole(name, value, array.dtype) for value in values], object)
     if array.size and array.dtype.kind not in "iuO":
         raise TypeError(f"{name}: expected integers, got {array.dtype}")

@@ -131,7 +131,7 @@ def test_titles_of_unknown_tokens(sample):
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "heat": 1}, unk_token="[UNK]"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="titles: ") as said:
         found = Catalogue.from_titles({1: "七人の侍", 2: "heat", 3: "乱"}, tokenizer)
     texts = sorted(str(each.message) for each in said)
     assert "1 differ from another title" in texts[0]

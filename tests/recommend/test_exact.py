@@ -6,6 +6,7 @@ import pytest
 
 import patchrec_fast as pf
 from tests.recommend import decoders
+from tests.recommend.catalogues import catalogue_of
 
 NORMALIZE = ["vocab", "catalogue", "children"]
 
@@ -100,3 +101,20 @@ def test_rank(recommender, histories):
     assert shared[0] == shared[1]
     with pytest.raises(ValueError, match="items: got 1 for 5 histories"):
         recommender.rank(histories, [7])
+
+
+@pytest.mark.parametrize("length", [70, 1000])
+def test_long_titles(sample, make_model, length):
+    """More rounds than a 64-bit number can be grown by half; every k up to the catalogue."""
+    rng = np.random.default_rng(length)
+    tokens = rng.choice(np.unique(sample.catalogue.token_ids), 6)
+    stem = tuple(rng.choice(tokens, length).tolist())
+    titles = {0: (*stem, tokens[0]), 1: (*stem, tokens[1]), 2: stem[:1], 3: stem[:30]}
+    packer = pf.Packer(catalogue_of(titles), sample.prompt, pf.Text())
+    rec = pf.Recommender(make_model(num_hidden_layers=1), packer)
+    table = rec.scores([[2]])
+    for k in (1, 4):
+        found = rec.recommend([[2]], k=k, method="exact")
+        np.testing.assert_array_equal(found.items, best(rec, table, k)[0])
+    whole = rec.recommend([[2]], k=4, beams=4)
+    np.testing.assert_allclose(whole.scores, found.scores, atol=1e-3, rtol=1e-5)

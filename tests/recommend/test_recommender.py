@@ -326,6 +326,7 @@ def test_ids_of_every_integer_type(recommender, dtype):
         ([1, None], TypeError, r"expected integers, got None"),
         ([-1], ValueError, "expected no negative number, got -1"),
         (np.array([2**63 + 1], np.uint64), ValueError, r"expected numbers up to 2\*\*63 - 1, got 9223372036854775809"),
+        ([1, 2**63], ValueError, r"expected numbers up to 2\*\*63 - 1, got 9223372036854775808"),
         ([1, 2**70], ValueError, r"expected numbers up to 2\*\*63 - 1, got 1180591620717411303424"),
     ],
 )
