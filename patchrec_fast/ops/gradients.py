@@ -162,7 +162,7 @@ def _accumulate(leaf: Tensor, grad: Tensor, csr: Csr, plan: list[Tensor], impl: 
     if into is None:
         return _ops.compress_backward(grad, *csr, leaf.shape[0], plan, impl)
     _check_target(into, leaf, grad)
-    if into.untyped_storage().data_ptr() == grad.untyped_storage().data_ptr():
+    if _ranges_meet(into, grad):
         grad = grad.clone()  # a view of what is written
     _ops.compress_backward_(into, grad, *csr, plan, impl)
     torch.autograd.graph.increment_version(into)
@@ -184,14 +184,16 @@ def _check_target(into: Tensor, leaf: Tensor, grad: Tensor) -> None:
         raise ValueError(f"{wanted}, got zeros without memory (a ZeroTensor); clone it")
     if overlaps_itself(into):
         raise ValueError(f"{wanted}, got one whose elements share memory (strides {into.stride()}); clone it")
-    if into.untyped_storage().data_ptr() == leaf.untyped_storage().data_ptr() and _ranges_meet(into, leaf):
+    if _ranges_meet(into, leaf):
         raise ValueError(f"{wanted} of its own memory, got one that shares the weight's; clone it")
 
 
 def _ranges_meet(a: Tensor, b: Tensor) -> bool:
+    """Whether the memory from one's first to its last element and the other's have an address in common."""
+
     def ends(x: Tensor) -> tuple[int, int]:
-        first = x.storage_offset()
-        return first, first + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+        last = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+        return x.data_ptr(), x.data_ptr() + last * x.element_size()
 
     if a.numel() == 0 or b.numel() == 0:
         return False
