@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CXX ?= g++
 SANITIZED := build/sanitize/_native.so
 
-.PHONY: demo test lint unit interpret sanitize bench docs clean
+.PHONY: demo test lint unit interpret fuzz sanitize bench docs clean
 
 # Data, training, evaluation, cost, one HTML report. An interrupted one goes on.
 demo: $(VENV)/ready
@@ -26,6 +26,11 @@ unit: $(VENV)/ready
 # One thread: the interpreter makes a torch call an instruction, each too small to share out (10 times slower on two).
 interpret: $(VENV)/ready
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+
+# Random calls of compress against float64, for so many seconds. A failure prints the seed that repeats it.
+SECONDS ?= 60
+fuzz: $(VENV)/ready
+	$(BIN)/python -m tests.ops.fuzz --seconds $(SECONDS)
 
 # csrc under AddressSanitizer and UndefinedBehaviorSanitizer, driven by the operator tests.
 sanitize: $(VENV)/ready $(SANITIZED)

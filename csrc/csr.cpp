@@ -14,13 +14,38 @@ std::unique_ptr<T[]> array(int64_t size) {
   return std::unique_ptr<T[]>(new (std::nothrow) T[size > 0 ? size : 1]);
 }
 
-template <class Offset>
-bool is_partition(const Offset* offsets, int64_t segments, int64_t end) {
-  if (segments < 0 || offsets[0] != 0 || offsets[segments] != end) return false;
-  bool increasing = true;
-  for (int64_t s = 0; s < segments; ++s) increasing &= offsets[s] <= offsets[s + 1];
-  return increasing;
+// Another thread may write ids and offsets meanwhile. So each is read once, by this load, and what is checked is what is
+// used: a plain one the compiler may repeat.
+template <class T>
+inline int64_t read_once(const T* p) {
+  return __atomic_load_n(p, __ATOMIC_RELAXED);
 }
+
+// The bounds of one segment after the other, from 0 to `end`. Once one is malformed all later ones are empty.
+template <class Offset>
+class Partition {
+ public:
+  Partition(const Offset* offsets, int64_t segments, int64_t end)
+      : next_(offsets), left_(segments), end_(end), ok_(read_once(next_++) == 0) {}
+
+  int64_t begin() const { return at_; }
+
+  // The end of the segment that starts at begin(), which then is the start of the next.
+  int64_t advance() {
+    const int64_t end = read_once(next_++);
+    --left_;
+    ok_ &= end >= at_ && end <= end_;
+    return at_ = ok_ ? end : at_;
+  }
+
+  // To be asked after the last segment.
+  bool well_formed() const { return ok_ && left_ == 0 && at_ == end_; }
+
+ private:
+  const Offset* next_;
+  int64_t left_, end_, at_ = 0;
+  bool ok_;
+};
 
 template <class Id, class Offset>
 struct Batch {
@@ -29,30 +54,37 @@ struct Batch {
   const Offset* token_offsets = static_cast<const Offset*>(given.token_offsets);
   const Offset* item_offsets = static_cast<const Offset*>(given.item_offsets);
 
-  bool well_formed() const {
-    if (!is_partition(token_offsets, given.items, given.tokens)) return false;
-    if (item_offsets ? !is_partition(item_offsets, given.rows, given.items) : given.rows != given.items) return false;
-    using Unsigned = std::make_unsigned_t<Id>;  // in which a negative id is a huge one
-    const auto end = static_cast<Unsigned>(given.num_embeddings);
-    bool ok = true;
-    for (int64_t t = 0; t < given.tokens; ++t) ok &= static_cast<Unsigned>(ids[t]) < end;
-    return ok;
+  bool has_sizes() const {
+    return given.items >= 0 && given.rows >= 0 && given.tokens >= 0 && (item_offsets || given.rows == given.items);
   }
 
-  int64_t first_item(int64_t row) const { return item_offsets ? item_offsets[row] : row; }
-  int32_t id(int64_t token) const { return static_cast<int32_t>(ids[token]); }
+  // The id of a token; -1 where it is not in the table.
+  int32_t id(int64_t token) const {
+    const int64_t id = read_once(ids + token);
+    return id >= 0 && id < given.num_embeddings ? static_cast<int32_t>(id) : -1;
+  }
 
-  // Calls visit(token, weight) for the tokens of a row.
+  // Calls visit(row, items, tokens) for each row, `tokens` giving the bounds of its items one after the other. False
+  // where the offsets are malformed.
   template <class Visit>
-  void each_token(int64_t row, Visit visit) const {
-    const int64_t first = first_item(row), last = first_item(row + 1);
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t begin = token_offsets[i], end = token_offsets[i + 1];
-      const float weight = 1.0f / (static_cast<float>(last - first) * static_cast<float>(end - begin));
-      for (int64_t t = begin; t < end; ++t) visit(t, weight);
+  bool each_row(Visit visit) const {
+    Partition<Offset> tokens(token_offsets, given.items, given.tokens);
+    if (!item_offsets) {
+      for (int64_t r = 0; r < given.rows; ++r) visit(r, 1, tokens);
+      return tokens.well_formed();
     }
+    Partition<Offset> items(item_offsets, given.rows, given.items);
+    for (int64_t r = 0; r < given.rows; ++r) {
+      const int64_t first = items.begin();
+      visit(r, items.advance() - first, tokens);
+    }
+    return items.well_formed() && tokens.well_formed();
   }
 };
+
+inline float share(int64_t items, int64_t tokens) {
+  return 1.0f / (static_cast<float>(items) * static_cast<float>(tokens));
+}
 
 // popcnt is no part of the baseline that this file is compiled for, and libgcc's substitute is a call.
 inline int32_t bits_set(uint64_t x) {
@@ -101,19 +133,35 @@ patchrec_status group_by_row(const Batch<Id, Offset>& batch, Csr* csr) {
   csr->out = array<int32_t>(rows);
   if (!ids || !copied || !id_of || !csr->terms || !csr->offsets || !csr->out) return PATCHREC_NO_MEMORY;
   int64_t sums = 0, copies = 0, at = 0;
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t first = batch.first_item(r), last = batch.first_item(r + 1);
-    const int64_t begin = batch.token_offsets[first], end = batch.token_offsets[last];
-    if (last - first == 1 && end - begin == 1) {
-      copied[copies] = static_cast<int32_t>(r);
-      id_of[copies] = batch.id(begin);
-      ids.add(id_of[copies++]);
-    } else {
+  int32_t bad = 0;  // negative once an id is
+  const bool ok = batch.each_row([&](int64_t r, int64_t items, Partition<Offset>& tokens) {
+    int64_t begin = tokens.begin();
+    if (items == 1) {
+      const int64_t end = tokens.advance();
+      if (end - begin == 1) {
+        const int32_t id = batch.id(begin);
+        bad |= id;
+        copied[copies] = static_cast<int32_t>(r);
+        id_of[copies++] = id;
+        ids.add(id < 0 ? 0 : id);
+        return;
+      }
       csr->out[sums] = static_cast<int32_t>(r);
       csr->offsets[sums++] = at;
-      batch.each_token(r, [&](int64_t t, float weight) { csr->terms[at++] = {batch.id(t), weight}; });
+      const float weight = share(1, end - begin);
+      for (int64_t t = begin; t < end; ++t) bad |= (csr->terms[at++] = {batch.id(t), weight}).index;
+      return;
     }
-  }
+    csr->out[sums] = static_cast<int32_t>(r);
+    csr->offsets[sums++] = at;
+    for (int64_t i = 0; i < items; ++i) {
+      const int64_t end = tokens.advance();
+      const float weight = share(items, end - begin);
+      for (int64_t t = begin; t < end; ++t) bad |= (csr->terms[at++] = {batch.id(t), weight}).index;
+      begin = end;
+    }
+  });
+  if (!ok || bad < 0) return PATCHREC_MALFORMED;
   ids.count();
   auto next = array<int32_t>(ids.size);  // by rank: the id's copies, then its next place
   if (!next) return PATCHREC_NO_MEMORY;
@@ -135,20 +183,27 @@ patchrec_status group_by_id(const Batch<Id, Offset>& batch, Csr* csr) {
   const int64_t tokens = batch.given.tokens;
   IdSet ids(batch.given.num_embeddings);
   if (!ids) return PATCHREC_NO_MEMORY;
-  for (int64_t t = 0; t < tokens; ++t) ids.add(batch.id(t));
+  auto rank = array<int32_t>(tokens);  // each token's id, then that id's rank
+  if (!rank) return PATCHREC_NO_MEMORY;
+  int32_t bad = 0;  // negative once an id is
+  for (int64_t t = 0; t < tokens; ++t) {
+    const int32_t id = rank[t] = batch.id(t);
+    bad |= id;
+    ids.add(id < 0 ? 0 : id);
+  }
+  if (bad < 0) return PATCHREC_MALFORMED;
   ids.count();
-  auto rank = array<int32_t>(tokens);    // of each token's id
   auto next = array<int64_t>(ids.size);  // by rank: the id's tokens, then its next place
   csr->segments = ids.size;
   csr->offsets = array<int64_t>(ids.size + 1);
   csr->terms = array<Term>(tokens);
   csr->out = array<int32_t>(ids.size + 1);
   csr->rank = array<int32_t>(ids.size + 1);
-  if (!rank || !next || !csr->offsets || !csr->terms || !csr->out || !csr->rank) return PATCHREC_NO_MEMORY;
+  if (!next || !csr->offsets || !csr->terms || !csr->out || !csr->rank) return PATCHREC_NO_MEMORY;
   std::fill_n(next.get(), ids.size, 0);
   int64_t used = 0;
   for (int64_t t = 0; t < tokens; ++t) {
-    const int32_t id = batch.id(t), r = ids.rank(id);
+    const int32_t id = rank[t], r = ids.rank(id);
     rank[t] = r;
     csr->out[used] = id;  // stays where the id is new
     csr->rank[used] = r;
@@ -162,17 +217,20 @@ patchrec_status group_by_id(const Batch<Id, Offset>& batch, Csr* csr) {
     count = csr->offsets[s];
   }
   csr->offsets[ids.size] = place;
-  for (int64_t r = 0; r < batch.given.rows; ++r)
-    batch.each_token(r, [&](int64_t t, float weight) {
-      csr->terms[next[rank[t]]++] = {static_cast<int32_t>(r), weight};
-    });
-  return PATCHREC_OK;
+  const bool ok = batch.each_row([&](int64_t r, int64_t items, Partition<Offset>& offsets) {
+    for (int64_t i = 0; i < items; ++i) {
+      const int64_t begin = offsets.begin(), end = offsets.advance();
+      const float weight = share(items, end - begin);
+      for (int64_t t = begin; t < end; ++t) csr->terms[next[rank[t]]++] = {static_cast<int32_t>(r), weight};
+    }
+  });
+  return ok ? PATCHREC_OK : PATCHREC_MALFORMED;
 }
 
 template <class Id, class Offset>
 patchrec_status group_as(const patchrec_batch& given, Grouping grouping, Csr* csr) {
   const Batch<Id, Offset> batch{given};
-  if (!batch.well_formed()) return PATCHREC_MALFORMED;
+  if (!batch.has_sizes()) return PATCHREC_MALFORMED;
   return grouping == Grouping::kByRow ? group_by_row(batch, csr) : group_by_id(batch, csr);
 }
 

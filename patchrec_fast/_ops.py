@@ -3,26 +3,26 @@
 
 `compress` and its three backwards (dense, in place, sparse) are opaque to the compiler: a schema, a fake function
 that only does size arithmetic (no branch on a size, so dynamic shapes never recompile), and a Python body that
-calls the backend chosen by `_backends.py`. The dense gradient is registered here; the two other gradient modes
-are eager-only and live in `ops/compress.py`.
+calls the backend chosen by `_backends.py`. What autograd and torch.func do with them is in `ops/gradients.py`.
 """
 
-from typing import Any
+from types import NoneType
 
 import torch
 from torch import Tensor
 
 from . import _backends
+from .ops.validate import in_memory
 
 _CSR = "Tensor ids, Tensor token_offsets, Tensor? item_offsets"
 
-_LIBRARY = torch.library.Library("patchrec_fast", "DEF")
-_LIBRARY.define(f"compress(Tensor weight, {_CSR}, Tensor[] plan, str impl) -> Tensor")
-_LIBRARY.define(f"compress_backward(Tensor grad, {_CSR}, SymInt num_embeddings, Tensor[] plan, str impl) -> Tensor")
-_LIBRARY.define(
+LIBRARY = torch.library.Library("patchrec_fast", "DEF")
+LIBRARY.define(f"compress(Tensor weight, {_CSR}, Tensor[] plan, str impl) -> Tensor")
+LIBRARY.define(f"compress_backward(Tensor grad, {_CSR}, SymInt num_embeddings, Tensor[] plan, str impl) -> Tensor")
+LIBRARY.define(
     f"compress_backward_sparse(Tensor grad, {_CSR}, SymInt num_embeddings, Tensor[] plan, str impl) -> (Tensor, Tensor)"
 )
-_LIBRARY.define(f"compress_backward_(Tensor(a!) into, Tensor grad, {_CSR}, Tensor[] plan, str impl) -> ()")
+LIBRARY.define(f"compress_backward_(Tensor(a!) into, Tensor grad, {_CSR}, Tensor[] plan, str impl) -> ()")
 
 # Whatever the device, the body asks `_backends` who serves: C++ on the CPU, Triton on CUDA, ROCm and XPU, the
 # reference elsewhere.
@@ -37,7 +37,8 @@ def compress(
     plan: list[Tensor],
     impl: str,
 ) -> Tensor:  # (R, d)
-    return _backends.serving(impl, weight).compress(weight, ids, token_offsets, item_offsets, plan)
+    csr = _in_memory(ids, token_offsets, item_offsets)
+    return _backends.serving(impl, weight).compress(in_memory("weight", weight), *csr, plan)
 
 
 def compress_backward(
@@ -49,8 +50,9 @@ def compress_backward(
     plan: list[Tensor],
     impl: str,
 ) -> Tensor:  # (V, d)
+    csr = _in_memory(ids, token_offsets, item_offsets)
     backend = _backends.serving(impl, grad)
-    return backend.compress_backward(grad, ids, token_offsets, item_offsets, num_embeddings, plan)
+    return backend.compress_backward(in_memory("grad", grad), *csr, num_embeddings, plan)
 
 
 def compress_backward_sparse(
@@ -62,8 +64,9 @@ def compress_backward_sparse(
     plan: list[Tensor],
     impl: str,
 ) -> tuple[Tensor, Tensor]:  # (U,), (U, d)
+    csr = _in_memory(ids, token_offsets, item_offsets)
     backend = _backends.serving(impl, grad)
-    return backend.compress_backward_sparse(grad, ids, token_offsets, item_offsets, num_embeddings, plan)
+    return backend.compress_backward_sparse(in_memory("grad", grad), *csr, num_embeddings, plan)
 
 
 def compress_backward_(
@@ -75,14 +78,26 @@ def compress_backward_(
     plan: list[Tensor],
     impl: str,
 ) -> None:
-    backend = _backends.serving(impl, grad)
-    backend.compress_backward_(into, grad, ids, token_offsets, item_offsets, plan)
+    csr = _in_memory(ids, token_offsets, item_offsets)
+    rows = in_memory("weight.grad", into)
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
+    _backends.serving(impl, grad).compress_backward_(rows, in_memory("grad", grad), *csr, plan)
+    if rows is not into:
+        into.copy_(rows)
 
 
-_LIBRARY.impl("compress", compress, _KEY)
-_LIBRARY.impl("compress_backward", compress_backward, _KEY)
-_LIBRARY.impl("compress_backward_sparse", compress_backward_sparse, _KEY)
-_LIBRARY.impl("compress_backward_", compress_backward_, _KEY)
+def _in_memory(
+    ids: Tensor, token_offsets: Tensor, item_offsets: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    items = None if item_offsets is None else in_memory("item_offsets", item_offsets)
+    return in_memory("ids", ids), in_memory("token_offsets", token_offsets), items
+
+
+LIBRARY.impl("compress", compress, _KEY)
+LIBRARY.impl("compress_backward", compress_backward, _KEY)
+LIBRARY.impl("compress_backward_sparse", compress_backward_sparse, _KEY)
+LIBRARY.impl("compress_backward_", compress_backward_, _KEY)
 
 
 @torch.library.register_fake("patchrec_fast::compress")
@@ -138,36 +153,25 @@ def _(
     return None
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN = (Tensor, torch.nn.Parameter, NoneType)
 
 
-def dispatcher_needed(weight: Tensor, ids: Tensor) -> bool:
-    """Whether something must see the registered op: a compiler, a tracing mode, a tensor subclass.
+def dispatcher_needed(*tensors: Tensor | None) -> bool:
+    """Whether something must see the registered op: a compiler, a tracer, a mode, a transform, a tensor subclass.
 
     Otherwise the bodies above are called as they are. The dispatcher's Python layers cost 8 us warm and 100 us
     with cold caches, as within a training step: a tenth of a forward of 16 users.
     """
     return (
         torch.compiler.is_compiling()
-        or type(weight) not in _PLAIN
-        or type(ids) not in _PLAIN
+        or any(type(x) not in PLAIN for x in tensors)
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or forward_ad()
     )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    weight, ids, token_offsets, item_offsets, plan, impl = inputs
-    ctx.save_for_backward(ids, token_offsets, item_offsets, *plan)
-    ctx.num_embeddings = weight.shape[0]
-    ctx.impl = impl
-
-
-def _dense_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    ids, token_offsets, item_offsets, *plan = ctx.saved_tensors
-    dweight = torch.ops.patchrec_fast.compress_backward(
-        grad, ids, token_offsets, item_offsets, ctx.num_embeddings, plan, ctx.impl
-    )
-    return dweight, None, None, None, [None] * len(plan), None
-
-
-torch.library.register_autograd("patchrec_fast::compress", _dense_gradient, setup_context=_save)
+def forward_ad() -> bool:
+    """Whether tensors may carry tangents."""
+    return torch.autograd.forward_ad._current_level >= 0

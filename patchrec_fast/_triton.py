@@ -8,6 +8,7 @@ from patchrec_kernels import compress as kernels
 from torch import Tensor
 
 from .ops.plan import plan_on_device
+from .ops.validate import in_memory
 
 
 def compress(
@@ -17,9 +18,10 @@ def compress(
     item_offsets: Tensor | None,  # (R+1,)
     plan: list[Tensor],
 ) -> Tensor:  # (R, d)
-    if not plan:
-        made = plan_on_device(ids, token_offsets, item_offsets, weight.shape[0], gradient=False)
-        plan = made.tensors()
+    if plan:
+        plan = [in_memory("plan", x) for x in plan]
+    else:
+        plan = plan_on_device(ids, token_offsets, item_offsets, weight.shape[0], gradient=False).tensors()
     if weight.stride(1) != 1:
         weight = weight.contiguous()
     return kernels.compress(weight, ids.contiguous(), plan)
@@ -33,7 +35,7 @@ def compress_backward(
     num_embeddings: int,
     plan: list[Tensor],
 ) -> Tensor:  # (V, d)
-    plan = plan or _plan(ids, token_offsets, item_offsets, num_embeddings)
+    plan = _plan(plan, ids, token_offsets, item_offsets, num_embeddings)
     return kernels.compress_backward(grad.contiguous(), num_embeddings, plan)
 
 
@@ -46,7 +48,7 @@ def compress_backward_sparse(
     plan: list[Tensor],
 ) -> tuple[Tensor, Tensor]:  # (U,), (U, d)
     """Without a plan from the host this waits for the device, to know how many ids there are."""
-    plan = plan or _plan(ids, token_offsets, item_offsets, num_embeddings)
+    plan = _plan(plan, ids, token_offsets, item_offsets, num_embeddings)
     return kernels.compress_backward_sparse(grad.contiguous(), plan)
 
 
@@ -58,9 +60,13 @@ def compress_backward_(
     item_offsets: Tensor | None,
     plan: list[Tensor],
 ) -> None:
-    plan = plan or _plan(ids, token_offsets, item_offsets, into.shape[0])
+    plan = _plan(plan, ids, token_offsets, item_offsets, into.shape[0])
     kernels.compress_backward_(into, grad.contiguous(), plan)
 
 
-def _plan(ids: Tensor, token_offsets: Tensor, item_offsets: Tensor | None, num_embeddings: int) -> list[Tensor]:
+def _plan(
+    plan: list[Tensor], ids: Tensor, token_offsets: Tensor, item_offsets: Tensor | None, num_embeddings: int
+) -> list[Tensor]:
+    if plan:
+        return [in_memory("plan", x) for x in plan]
     return plan_on_device(ids, token_offsets, item_offsets, num_embeddings).tensors()

@@ -70,8 +70,7 @@ def report() -> str:
     """The whole text."""
     lines = [f"{name:16} {version}" for name, version in versions().items()]
     lines += [f"{'machine':16} {platform.machine()}, {torch.get_num_threads()} threads"]
-    absent = native.why_not()
-    lines += [f"{'native kernels':16} {absent or native.isa()}"]
+    lines += [f"{'native kernels':16} {native.why_not() or native.isa()}"]
     lines += [f"{kind:16} {getattr(torch, kind).get_device_name()}" for kind in devices()[1:]]
     lines.append("")
     for device in devices():

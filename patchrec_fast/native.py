@@ -5,11 +5,13 @@ The library is found beside this file (`_native.so`), or where PATCHREC_FAST_NAT
 dispatch is at run time; PATCHREC_FAST_ISA=portable, avx2 or avx512 lowers it, for tests and for comparing.
 """
 
+import contextlib
 import ctypes
 import mmap
 import os
 import struct
 import weakref
+from collections import deque
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -24,7 +26,8 @@ ABI_VERSION = 1
 ISAS = ("portable", "avx2", "avx512")
 _MALFORMED, _NO_MEMORY = 1, 2  # patchrec_status
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_LIBRARY = Path(os.environ.get("PATCHREC_FAST_NATIVE") or Path(__file__).with_name("_native.so"))
+_ASKED_FOR = os.environ.get("PATCHREC_FAST_NATIVE")
+_LIBRARY = Path(_ASKED_FOR or Path(__file__).with_name("_native.so"))
 
 
 # The structs of csrc/compress.h, as bytes: ctypes.Structure took 30 us more of a call with cold caches.
@@ -34,16 +37,30 @@ _RUN = struct.Struct("@Pii")  # patchrec_run: parallel_for, threads, isa
 
 @cache
 def why_not() -> str | None:
-    """None where the library is there and fits, else the reason in one line."""
+    """None where the library is there and fits, else the reason in one line.
+
+    Raises:
+        RuntimeError: PATCHREC_FAST_NATIVE names what is not there or does not fit. It was asked for by name.
+    """
+    reason = _why_not()
+    if reason is not None and _ASKED_FOR:
+        raise RuntimeError(f"PATCHREC_FAST_NATIVE={_ASKED_FOR}: {reason}")
+    return reason
+
+
+def _why_not() -> str | None:
     if not _LIBRARY.exists():
+        if _ASKED_FOR:
+            return "there is no such file"
         return "the native kernels were not built; install a C++ compiler (g++ or clang++) and reinstall patchrec_fast"
+    again = "build it again from this version's csrc/" if _ASKED_FOR else "reinstall patchrec_fast"
     try:
-        library = ctypes.CDLL(str(_LIBRARY))
-        found = library.patchrec_abi_version()
-    except (OSError, AttributeError) as error:
-        return f"{_LIBRARY.name} does not load ({error}); reinstall patchrec_fast"
-    if found != ABI_VERSION:
-        return f"{_LIBRARY.name} has ABI version {found}, expected {ABI_VERSION}; reinstall patchrec_fast"
+        found = ctypes.CDLL(str(_LIBRARY)).patchrec_abi_version()
+        if found != ABI_VERSION:
+            return f"{_LIBRARY.name} has ABI version {found}, expected {ABI_VERSION}; {again}"
+        _library()
+    except (OSError, AttributeError) as error:  # no library, or one without a function of ours
+        return f"{_LIBRARY.name} does not load ({error}); {again}"
     return None
 
 
@@ -53,6 +70,7 @@ def _library() -> ctypes.CDLL:
     pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
     batch = run = pointer
     table = (pointer, i64)  # data and row stride
+    library.patchrec_best_isa.argtypes = ()
     library.patchrec_compress.argtypes = (batch, pointer, *table, i64, i32, run)
     library.patchrec_compress_backward.argtypes = (batch, *table, *table, i64, i32, i32, run)
     library.patchrec_transpose.argtypes = (batch, ctypes.POINTER(pointer), ctypes.POINTER(i64))
@@ -120,7 +138,7 @@ def compress_backward_sparse(
     grad = batch.checked_grad(grad)
     handle, count = ctypes.c_void_p(), ctypes.c_int64()
     batch.check(_library().patchrec_transpose(batch.struct, ctypes.byref(handle), ctypes.byref(count)))
-    unique = torch.empty(count.value, dtype=torch.int64)
+    unique = torch.empty(count.value, dtype=torch.int64, device="cpu")
     out = _empty(count.value, grad.shape[1], grad.dtype)  # (U, d)
     _library().patchrec_compress_backward_sparse(
         *(handle, unique.data_ptr(), out.data_ptr(), grad.data_ptr(), grad.stride(0)),
@@ -154,7 +172,7 @@ def compress_backward_(
     """into (V, d) += the gradient, each row read, added to in float32 and rounded once."""
     rows = _rows(into)
     _backward_into(rows, grad, ids, token_offsets, item_offsets, accumulate=True)
-    if rows is not into:
+    if rows is not into:  # at an address that is no multiple of the element
         into.copy_(rows)
 
 
@@ -217,7 +235,7 @@ class _Csr:
     def check(self, status: int) -> None:
         if status == _MALFORMED:
             check_values(self.ids, self.token_offsets, self.item_offsets, self.num_embeddings)  # names the fault
-            raise RuntimeError("the native kernels and check_values disagree about ids and offsets")
+            raise RuntimeError("ids or offsets were malformed, and are not any more: another thread writes them")
         if status == _NO_MEMORY:
             raise MemoryError(f"no memory to group {self.ids.shape[0]} tokens by {self.num_embeddings} ids")
 
@@ -237,7 +255,8 @@ def _rows(x: Tensor) -> Tensor:
 # 64 users took. So blocks of that size are kept and handed out again, the last two of them.
 _FRESH_PAGES = 32 << 20
 _KEPT_BYTES = 256 << 20
-_kept: list[np.ndarray] = []
+# Threads share them without a lock: each operation on a deque is atomic, and a finalizer may run within any other.
+_kept: deque[np.ndarray] = deque(maxlen=2)
 
 
 def _empty(rows: int, d: int, dtype: torch.dtype) -> Tensor:
@@ -245,9 +264,8 @@ def _empty(rows: int, d: int, dtype: torch.dtype) -> Tensor:
     size = rows * d * dtype.itemsize
     # In deterministic mode torch fills what it hands out.
     if size <= _FRESH_PAGES or torch.are_deterministic_algorithms_enabled():
-        return torch.empty(rows, d, dtype=dtype)
-    fitting = [(block.size, i) for i, block in enumerate(_kept) if size + 64 <= block.size <= 2 * size]
-    block = _kept.pop(min(fitting)[1]) if fitting else np.empty(size + size // 8 + 64, dtype=np.uint8)
+        return torch.empty(rows, d, dtype=dtype, device="cpu")
+    block = _take(size + 64)
     start = -block.ctypes.data % 64  # on a cache line, as torch's own allocations are
     memory = block[start : start + size]
     # The tensor's storage owns `memory`, this array object and no other, so its end is the storage's.
@@ -255,10 +273,24 @@ def _empty(rows: int, d: int, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(memory).view(dtype).view(rows, d)
 
 
+def _take(size: int) -> np.ndarray:
+    """The smallest kept block of `size` to twice as many bytes, nobody else's from then on, or else a new one."""
+    taken: list[np.ndarray] = []
+    with contextlib.suppress(IndexError):
+        while len(taken) < 2:
+            taken.append(_kept.popleft())
+    fitting = [i for i, block in enumerate(taken) if size <= block.size <= 2 * size]
+    if fitting:
+        block = taken.pop(min(fitting, key=lambda i: taken[i].size))
+    else:
+        block = np.empty(size + size // 8, dtype=np.uint8)
+    _kept.extend(taken)
+    return block
+
+
 def _give_back(block: np.ndarray) -> None:
     if block.size <= _KEPT_BYTES:
         _kept.append(block)
-        del _kept[:-2]
 
 
 def _lazy_zeros(rows: int, d: int, dtype: torch.dtype) -> Tensor:
@@ -271,7 +303,7 @@ def _lazy_zeros(rows: int, d: int, dtype: torch.dtype) -> Tensor:
     """
     size = rows * d * dtype.itemsize
     if size <= _FRESH_PAGES or not hasattr(mmap, "MADV_NOHUGEPAGE"):
-        return torch.zeros(rows, d, dtype=dtype)
+        return torch.zeros(rows, d, dtype=dtype, device="cpu")
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(rows, d)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`compress`: the public function, its validation and its gradient modes."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .. import _backends, _ops
 from .._backends import IMPLS, Impl
+from . import gradients
 from .embedding import bound_embedding, plain_table
 from .plan import Plan, plan_on_device
 from .validate import Offsets, check_shapes
@@ -46,8 +47,10 @@ def compress(
         grad_mode: what the backward does with the table's gradient. "dense" returns (V, d). "sparse" returns a
             coalesced COO tensor of the ids that occurred. "accumulate" adds into the leaf `weight.grad` in place
             and returns nothing: no (V, d) temporary when a gradient is there already, as with tied embeddings or
-            gradient accumulation, but torch.autograd.grad and gradient hooks (DDP, FSDP) do not see it. The last
-            two are for eager mode.
+            gradient accumulation, but torch.autograd.grad and gradient hooks (DDP, FSDP) do not see it. A
+            `weight.grad` that cannot be added to so (expanded, of another dtype, layout or device, sharing the
+            weight's memory) is a ValueError in the backward. The last two are for eager mode and first derivatives;
+            "dense" also serves compilers, tracers, torch.func and derivatives of any order.
         plan: the batch's schedule made on the host by `make_plan`, moved to the tensors' device. It spares a GPU
             the sort of ids; the CPU does not read it.
 
@@ -74,16 +77,21 @@ def compress(
         table = plain
     token_offsets, item_offsets = check_shapes(ids, offsets, table)
     schedule = [] if plan is None else _checked_plan(plan, ids, token_offsets, item_offsets, table)
-    if not _ops.dispatcher_needed(table, ids):
-        arguments = (table, ids, token_offsets, item_offsets, schedule, impl)
-        if torch.is_grad_enabled() and table.requires_grad:
-            return _Compress.apply(*arguments, grad_mode)
-        return _ops.compress(*arguments)
-    if grad_mode != "dense":
+    csr = (ids, token_offsets, item_offsets)
+    seen = _ops.dispatcher_needed(table, *csr)
+    if seen and grad_mode != "dense":
         raise RuntimeError(
-            f"grad_mode={grad_mode!r} is for eager mode; use grad_mode='dense' under compilers and tracing modes"
+            f"grad_mode={grad_mode!r} is for eager mode; use grad_mode='dense' under compilers, tracing modes, torch.func "
+            "and forward-mode AD"
         )
-    return torch.ops.patchrec_fast.compress(table, ids, token_offsets, item_offsets, schedule, impl)
+    if seen or not (torch.is_grad_enabled() and table.requires_grad):
+        return gradients.apply(table, csr, schedule, impl, table.shape[0], transposed=False)
+    if grad_mode == "accumulate" and not table.is_leaf:
+        raise ValueError("grad_mode='accumulate' writes weight.grad, so weight must be a leaf tensor")
+    if not schedule and _backends.choose(impl, table.device.type, table.dtype) == "triton":
+        schedule = plan_on_device(*csr, table.shape[0]).tensors()
+    rows: Tensor = gradients.Linear.apply(table, *csr, schedule, impl, table.shape[0], False, grad_mode)
+    return rows
 
 
 def _compress_rows(module: nn.Module, ids: Tensor, offsets: Offsets, impl: Impl) -> Tensor:
@@ -110,62 +118,3 @@ def _checked_plan(
     if plan.max_id is not None and plan.max_id >= table.shape[0]:
         raise ValueError(f"ids must be in [0, {table.shape[0]}), got {plan.max_id}")
     return plan.tensors()
-
-
-class _Compress(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        weight: Tensor,
-        ids: Tensor,
-        token_offsets: Tensor,
-        item_offsets: Tensor | None,
-        plan: list[Tensor],
-        impl: str,
-        grad_mode: str,
-    ) -> Tensor:
-        if grad_mode == "accumulate" and not weight.is_leaf:
-            raise ValueError("grad_mode='accumulate' writes weight.grad, so weight must be a leaf tensor")
-        if not plan and _backends.choose(impl, weight.device.type, weight.dtype) == "triton":
-            plan = plan_on_device(ids, token_offsets, item_offsets, weight.shape[0]).tensors()
-        ctx.save_for_backward(ids, token_offsets, item_offsets, *plan)
-        # Saved as it is: a saved tensor comes back as another object under offloading hooks, without this .grad.
-        ctx.leaf = weight if grad_mode == "accumulate" else None
-        ctx.num_embeddings, ctx.impl, ctx.grad_mode = weight.shape[0], impl, grad_mode
-        return _ops.compress(weight, ids, token_offsets, item_offsets, plan, impl)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        ids, token_offsets, item_offsets, *plan = ctx.saved_tensors
-        csr = (ids, token_offsets, item_offsets)
-        if ctx.grad_mode == "accumulate":
-            dweight = _accumulate(ctx.leaf, grad, csr, plan, ctx.impl)
-        elif ctx.grad_mode == "sparse":
-            unique, rows = _ops.compress_backward_sparse(grad, *csr, ctx.num_embeddings, plan, ctx.impl)
-            size = (ctx.num_embeddings, grad.shape[1])
-            dweight = torch.sparse_coo_tensor(
-                unique.unsqueeze(0), rows, size, is_coalesced=True, check_invariants=False
-            )
-        else:
-            dweight = _ops.compress_backward(grad, *csr, ctx.num_embeddings, plan, ctx.impl)
-        return dweight, None, None, None, None, None, None
-
-
-def _accumulate(
-    leaf: Tensor,
-    grad: Tensor,
-    csr: tuple[Tensor, Tensor, Tensor | None],
-    plan: list[Tensor],
-    impl: str,
-) -> Tensor | None:
-    """Adds into leaf.grad; the gradient to hand to autograd, which is none unless it is the first."""
-    if leaf.grad is None:
-        return _ops.compress_backward(grad, *csr, leaf.shape[0], plan, impl)
-    if leaf.grad.layout != torch.strided or leaf.grad.dtype != grad.dtype:
-        raise RuntimeError(
-            f"grad_mode='accumulate' needs a dense {grad.dtype} weight.grad, got a "
-            f"{leaf.grad.layout} {leaf.grad.dtype} one"
-        )
-    _ops.compress_backward_(leaf.grad, grad, *csr, plan, impl)
-    return None

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .validate import in_memory
+
 CHUNK = 128
 """Most tokens one program sums in the gradient. Under Zipf's law the commonest of 100,000 ids has
 8,000 tokens; in pieces of 128 the longest program is 60 times shorter for 1 % more programs."""
@@ -114,7 +116,7 @@ def make_plan(ids: Any, offsets: Any) -> Plan:
         TypeError: not a CPU tensor or array, or not int32 or int64.
         ValueError: not 1-D, or any of the conditions above does not hold.
     """
-    ids = _host_array("ids", ids)
+    ids = _host_array("ids", ids).astype(np.int64)  # a copy: what is checked is what is used
     two_level = isinstance(offsets, tuple | list)
     if two_level and len(offsets) != 2:
         raise ValueError(f"offsets: got {len(offsets)} of them, expected one or a pair")
@@ -142,7 +144,7 @@ def make_plan(ids: Any, offsets: Any) -> Plan:
     long_rows = long_rows[np.argsort(-tokens_in_row[long_rows], kind="stable")]
 
     # Id and position in one integer: a plain sort is then a stable one, and several times faster.
-    keys = np.sort((ids.astype(np.int64) << 32) | np.arange(ids.size))
+    keys = np.sort((ids << 32) | np.arange(ids.size))
     order, sorted_ids = keys & 0xFFFFFFFF, keys >> 32  # (T,)
     starts = np.flatnonzero(np.diff(sorted_ids, prepend=-1))  # (U,) first token of each distinct id
     counts = np.diff(starts, append=ids.size)
@@ -208,7 +210,7 @@ def plan_on_device(
     good_row = items.good & (bad_items[1:] == bad_items[:-1])
     row_offsets = tokens.offsets[items.offsets]
     row_offsets = torch.cat([torch.where(good_row, row_offsets[:-1], ~row_offsets[:-1]), row_offsets[-1:]])
-    token_row, token_weight = ids.new_zeros(T), torch.zeros(T, device=device)
+    token_row, token_weight = ids.new_zeros(T), torch.zeros(T, dtype=torch.float32, device=device)
     taken = torch.zeros(T, dtype=torch.bool, device=device)
     if tokens.good.numel() and R:
         token_item = _owner(tokens.offsets, T)
@@ -225,7 +227,7 @@ def plan_on_device(
         long_rows=torch.arange(R, dtype=torch.int32, device=device),
         single_rows=nothing,
         grad_rows=nothing,
-        grad_weight=torch.empty(0, device=device),
+        grad_weight=torch.empty(0, dtype=torch.float32, device=device),
         chunk_offsets=nothing,
         chunk_unit=nothing,
         unique_ids=nothing,
@@ -335,7 +337,7 @@ def _host_array(name: str, value: Any) -> np.ndarray:
     if isinstance(value, Tensor):
         if value.device.type != "cpu":
             raise TypeError(f"{name}: got a tensor on {value.device}, expected one on the CPU")
-        value = value.detach().numpy()
+        value = in_memory(name, value.detach()).numpy()
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor or an array")
     if value.dtype not in (np.int32, np.int64):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `compress` accepts. Shapes and dtypes are checked on every call; values where reading them costs no wait."""
 
+from math import gcd
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,8 @@ def check_shapes(ids: Tensor, offsets: Offsets, weight: Tensor) -> tuple[Tensor,
         raise TypeError("weight is a DTensor, one shard of a table; pass its embedding module instead")
     if weight.ndim != 2:
         raise ValueError(f"weight must be 2-D (V, d), got shape {tuple(weight.shape)}")
+    if weight.layout != torch.strided:
+        raise TypeError(f"weight must be a dense table, got a {weight.layout} tensor")
     if not weight.is_floating_point():
         raise TypeError(f"weight must be floating point, got {weight.dtype}")
     _check_device("weight", weight, ids)
@@ -46,6 +50,8 @@ def _check_integers(name: str, x: Tensor) -> None:
         raise TypeError(f"{name} must be a 1-D int32 or int64 tensor, got {type(x).__name__}")
     if x.dtype not in _INTEGERS:
         raise TypeError(f"{name} must be int32 or int64, got {x.dtype}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, got a {x.layout} tensor")
     if x.ndim != 1:
         raise ValueError(f"{name} must be 1-D, got shape {tuple(x.shape)}")
 
@@ -53,6 +59,43 @@ def _check_integers(name: str, x: Tensor) -> None:
 def _check_device(name: str, x: Tensor, ids: Tensor) -> None:
     if x.device != ids.device:
         raise ValueError(f"{name} must be on ids' device {ids.device}, got {x.device}")
+
+
+def in_memory(name: str, x: Tensor) -> Tensor:
+    """x with its values in its memory: a pending negation done, zeros that have no memory given some.
+
+    Raises:
+        ValueError: x's storage is smaller than its shape and strides claim, as one that was freed is.
+    """
+    if x._is_zerotensor():
+        return x.clone()
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    needed = (x.storage_offset() + last + 1) * x.element_size()
+    try:
+        held = x.untyped_storage().nbytes()
+    except NotImplementedError as error:
+        alive = torch._C._functorch.unwrap_if_dead(x)  # out of a torch.func transform that has ended
+        if alive is not x:
+            return in_memory(name, alive)
+        raise RuntimeError(
+            f"{name} has no memory ({error}); is_grads_batched=True and vectorize=True are not supported, torch.func is"
+        ) from None
+    if held < needed and x.numel():
+        raise ValueError(
+            f"{name} has a storage of {held} bytes, expected at least the {needed} of shape {tuple(x.shape)} and "
+            f"strides {x.stride()}; was it freed (storage.resize_(0), a sharded parameter outside its module)?"
+        )
+    return x.resolve_neg()
+
+
+def overlaps_itself(x: Tensor) -> bool:
+    """Whether two elements of x (N, d) are one place in memory, as in an expanded tensor."""
+    (rows, columns), (down, along) = x.shape, x.stride()
+    step = gcd(down, along)
+    if step == 0:
+        return rows * columns > 1
+    # i * down + j * along = 0 first for i = along / step, j = -down / step.
+    return along // step < rows and down // step < columns
 
 
 def check_values(ids: Tensor, token_offsets: Tensor, item_offsets: Tensor | None, num_embeddings: int) -> None:

@@ -32,18 +32,11 @@ def compress(
     """
     _check(ids, token_offsets, item_offsets, weight.shape[0])
     accumulate = _accumulation_dtype(weight)
-    tokens = F.embedding(ids, weight).to(accumulate)  # (T, d)
-    rows = segment_mean(tokens, token_offsets)  # (I, d)
-    if item_offsets is not None:
-        rows = segment_mean(rows, item_offsets)  # (R, d)
-    return rows.to(weight.dtype)
-
-
-def segment_mean(x: Tensor, offsets: Tensor) -> Tensor:
-    """(N, d) and (S+1,) -> (S, d), the mean of each segment's rows; an empty segment is zero."""
-    lengths = offsets.diff()  # (S,)
-    sums = x.new_zeros(lengths.shape[0], x.shape[1]).index_add(0, segment_of(offsets, x.shape[0]), x)
-    return sums / lengths.clamp(min=1).unsqueeze(1)
+    rows = (token_offsets if item_offsets is None else item_offsets).shape[0] - 1
+    row, share = token_weights(ids, token_offsets, item_offsets, accumulate)
+    # Divided before they are summed: a mean of finite numbers is finite.
+    tokens = F.embedding(ids, weight).to(accumulate) * share.unsqueeze(1)  # (T, d)
+    return tokens.new_zeros(rows, weight.shape[1]).index_add(0, row, tokens).to(weight.dtype)
 
 
 def segment_of(offsets: Tensor, size: int) -> Tensor:
@@ -74,13 +67,8 @@ def compress_backward_sparse(
     plan: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """(U,) ascending int64 ids that occur, and (U, d) their gradients in grad's dtype."""
-    _check(ids, token_offsets, item_offsets, num_embeddings)
-    accumulate = _accumulation_dtype(grad)
-    row, weight = token_weights(ids, token_offsets, item_offsets, accumulate)
-    unique, inverse = ids.unique(return_inverse=True)
-    sums = grad.new_zeros(unique.shape[0], grad.shape[1], dtype=accumulate)
-    sums.index_add_(0, inverse, grad[row].to(accumulate) * weight.unsqueeze(1))
-    return unique.long(), sums.to(grad.dtype)
+    unique, sums = _sums(grad, ids, token_offsets, item_offsets, num_embeddings)
+    return unique, sums.to(grad.dtype)
 
 
 def compress_backward(
@@ -104,9 +92,22 @@ def compress_backward_(
     item_offsets: Tensor | None,
     plan: Sequence[Tensor] = (),
 ) -> None:
-    """into (V, d) += the gradient."""
-    unique, rows = compress_backward_sparse(grad, ids, token_offsets, item_offsets, into.shape[0])
-    into.index_add_(0, unique, rows)
+    """into (V, d) += the gradient, rounded once."""
+    unique, sums = _sums(grad, ids, token_offsets, item_offsets, into.shape[0])
+    into.index_copy_(0, unique, (into[unique] + sums).to(into.dtype))
+
+
+def _sums(
+    grad: Tensor, ids: Tensor, token_offsets: Tensor, item_offsets: Tensor | None, num_embeddings: int
+) -> tuple[Tensor, Tensor]:
+    """(U,) the ids that occur and (U, d) their gradients, not rounded yet."""
+    _check(ids, token_offsets, item_offsets, num_embeddings)
+    accumulate = _accumulation_dtype(grad)
+    row, share = token_weights(ids, token_offsets, item_offsets, accumulate)
+    unique, inverse = ids.unique(return_inverse=True)
+    sums = grad.new_zeros(unique.shape[0], grad.shape[1], dtype=accumulate)
+    sums.index_add_(0, inverse, grad[row].to(accumulate) * share.unsqueeze(1))
+    return unique.long(), sums
 
 
 def _accumulation_dtype(x: Tensor) -> torch.dtype:
