@@ -23,28 +23,33 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: names `path`: it cannot be written, is no regular file, or the disk is full.
     """
     target = Path(os.path.realpath(path))
-    try:
+    with naming(path, target.parent):
         mode = _mode(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
         handle, temporary = _create(target)
-    except OSError as error:
-        raise _named(error, path) from error
     try:
-        try:
+        with naming(path, temporary):
             yield temporary
             if mode is not None:
                 os.chmod(temporary, mode)
             os.replace(temporary, target)
-        except OSError as error:
-            if error.filename not in (None, temporary, str(temporary)):
-                raise  # of another file, which the block reads
-            raise _named(error, path) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     finally:
         os.close(handle)
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str], unknown: Path) -> Iterator[None]:
+    """Errors of the system that name no file, or one that the user does not know, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and not Path(str(error.filename)).is_relative_to(unknown):
+            raise  # of another file, which the block reads
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), os.fspath(path)) from error
 
 
 def write(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -87,8 +92,3 @@ def _sweep(target: Path) -> None:
         with suppress(OSError), left.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
-
-
-def _named(error: OSError, path: str | os.PathLike[str]) -> OSError:
-    """The same error, of the file that was asked for."""
-    return OSError(error.errno or errno.EIO, error.strerror or str(error), os.fspath(path))

@@ -53,7 +53,7 @@ class TestKinds:
         got = prepare(Columns(file), Rules(), progress.append)
         assert got.users == ["ann", "bob"]
         assert got.dataset.items.tolist() == [9, 3, 7, 5, 7]
-        assert got.dataset.titles == {3: "Three, or so", 5: "Five", 7: "Seven", 9: 'A "nine"\nin two lines'}
+        assert got.dataset.titles == {3: "Three, or so", 5: "Five", 7: "Seven", 9: 'A "nine" in two lines'}
         assert abs(sum(progress) - file.stat().st_size) <= 5
 
     def test_ratings(self, tmp_path, kind):
@@ -151,7 +151,9 @@ class TestSmallBatches:
         return {"user": ids, "item": ids, "title": titles, "time": ids, "rating": None}
 
     def test_lines_inside_of_values(self, tmp_path, kind, rows):
-        assert read(write(tmp_path, kind, **rows)).dataset.titles == dict(enumerate(rows["title"]))
+        got = read(write(tmp_path, kind, **rows))
+        assert got.dataset.titles == {item: f'The "{item}" in two, or more, lines' for item in range(40)}
+        assert got.cleaned == 40
 
     def test_the_first_title_stays(self, tmp_path, kind, rows):
         changes = {"item": [0] * 40, "title": [None] + [f"title {n}" for n in range(1, 40)]}
