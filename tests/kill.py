@@ -97,7 +97,7 @@ def _server(command: str) -> subprocess.Popen[str]:
 
 
 def killed(event: int, root: Path, *arguments: object) -> bool:
-    """Runs `patchrec-fast ARGUMENTS`, killed just before its file event of this number (from 1) below `root`.
+    """Runs `patchrec-fast ARGUMENTS`, killed before its file event of this number (from 1; 0: never) below `root`.
 
     Returns:
         False where the command had fewer events, and ended well.

@@ -66,10 +66,10 @@ def unpack(
     except _DAMAGED as error:
         raise ValueError(f"{archive}: not a readable zip archive ({error})") from error
     except OSError as error:
-        if error.filename is None:  # of writing, or of what bz2 says about damaged data
-            raise OSError(
-                error.errno or errno.EIO, f"{error.strerror or error}, unpacking {archive}", str(target)
-            ) from error
+        if error.errno in (None, errno.EINVAL):  # bz2 about damaged data, and a seek to a damaged place
+            raise ValueError(f"{archive}: not a readable zip archive ({error})") from error
+        if error.filename is None:
+            raise OSError(error.errno, f"{error.strerror}, unpacking {archive}", str(target)) from error
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -111,9 +111,9 @@ def whole(values: Any, name: str, least: int, most: int) -> NDArray[Any]:
         good &= array == np.floor(array)
     if not good.all():
         place = tuple(np.argwhere(~good.astype(bool))[0].tolist())
-        raise ValueError(
-            f"{name}: expected whole numbers from {least} to {most}, got {array[place]} at {', '.join(map(str, place))}"
-        )
+        found = np.asarray(values, object)[place]  # NumPy makes floats of a list of large integers
+        where = ", ".join(map(str, place))
+        raise ValueError(f"{name}: expected whole numbers from {least} to {most}, got {found} at {where}")
     return array if array.dtype.kind in "iu" else array.astype(np.int64)
 
 

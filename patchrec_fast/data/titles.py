@@ -12,7 +12,7 @@ _PARENTHESIS = re.compile(r"(?<=.)\s*\(.*", re.DOTALL)
 _ARTICLE = re.compile(r"(.*), (The|A|An)", re.DOTALL)
 # C0 and C1 controls that are no whitespace, marks of direction, invisible characters, lone surrogates
 _DROPPED = re.compile(
-    r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+    r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ud800-\udfff]"
 )
 _UNSEEN = ("Cc", "Cf", "Zs")  # categories of Unicode: controls, marks of format, spaces
 
