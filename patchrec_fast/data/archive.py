@@ -27,6 +27,7 @@ _DAMAGED = (
     RuntimeError,
     OverflowError,
     LookupError,
+    ValueError,
 )
 
 
@@ -64,6 +65,8 @@ def unpack(
                 _extract(opened, member, temporary, progress)
         os.rename(temporary / name, target)
     except _DAMAGED as error:
+        if str(error).startswith(f"{archive}: "):  # said here
+            raise
         raise ValueError(f"{archive}: not a readable zip archive ({error})") from error
     except OSError as error:
         if error.errno in (None, errno.EINVAL):  # bz2 about damaged data, and a seek to a damaged place
