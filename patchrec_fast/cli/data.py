@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,13 @@ from ..data import generate, load, sample_tokenizer, save
 from ..data.card import write
 from ..data.columns import Columns
 from ..data.download import NAMES, download
+from ..data.folder import check_target
 from ..data.goodreads import TIMES, Goodreads
 from ..data.interactions import Source
 from ..data.movielens import MovieLens
 from ..data.prepare import RULES, Prepared, Rules, prepare
+from ..data.sample import save_tokenizer
+from ..data.splits import SPLITS
 from ..data.stats import statistics
 
 EXAMPLE = """  patchrec-fast data download ml-1m --out raw
@@ -98,11 +102,16 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> dict[str, Any]:
+    check_target(options.out)  # before hours of reading
     source = _source(options)
     rules = _rules(options)
     with _bar(f"reading {source.files[0].name}", source.files[0].stat().st_size) as bar:
         prepared: Prepared = prepare(source, rules, bar.update)
-    return write(prepared, options.out, name=options.source, files=source.files, version=__version__)
+    card = write(prepared, options.out, name=options.source, files=source.files, version=__version__)
+    if prepared.cleaned:
+        _note(f"{prepared.cleaned:,} titles had control characters, line ends or repeated spaces, which are gone")
+    _note_empty(card["statistics"])
+    return card
 
 
 def _source(options: argparse.Namespace) -> Source:
@@ -128,20 +137,44 @@ def _download(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _stats(options: argparse.Namespace) -> dict[str, Any]:
-    tokenizer = None
-    if options.tokenizer is not None:
-        from transformers import AutoTokenizer
+    figures = statistics(load(options.folder), None if options.tokenizer is None else _tokenizer(options.tokenizer))
+    _note_empty(figures)
+    return figures
 
-        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
-    return statistics(load(options.folder), tokenizer)
+
+def _tokenizer(folder: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a damaged tokenizer raises anything
+        raise ValueError(f"--tokenizer {folder}: no readable tokenizer ({type(error).__name__}: {error})") from error
 
 
 def _sample(options: argparse.Namespace) -> dict[str, Any]:
+    check_target(options.out)
     dataset = generate(options.seed, options.users, options.items)
     if options.tokenizer is not None:
-        sample_tokenizer(dataset.titles.values()).save_pretrained(options.tokenizer)
+        save_tokenizer(sample_tokenizer(dataset.titles.values()), options.tokenizer)
     save(dataset, options.out)
-    return {"folder": str(Path(options.out)), **statistics(dataset)}
+    figures = statistics(dataset)
+    _note_empty(figures)
+    return {"folder": str(Path(options.out)), **figures}
+
+
+def _note_empty(figures: dict[str, float]) -> None:
+    counts = {name: int(figures[name]) for name in SPLITS}
+    for name, count in counts.items():
+        if not count:
+            _note(f"the split {name} is empty, it has no target at position 3 or later ({_counts(counts)})")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def _note(text: str) -> None:
+    print(f"patchrec-fast data: note: {text}", file=sys.stderr)
 
 
 def _bar(text: str, total: int | None = None) -> Any:

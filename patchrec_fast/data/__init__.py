@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Datasets: raw ratings to the prepared format, on disk, and made up. Imports nothing from the rest of the package."""
+"""Datasets: raw ratings to the prepared format, on disk, and made up.
+
+Imports only `_files` of the rest of the package.
+"""
 
 from .columns import Columns as Columns
 from .dataset import Dataset as Dataset

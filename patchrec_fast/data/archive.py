@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Unpacking a zip archive without trusting it."""
 
+import errno
+import lzma
 import os
 import shutil
 import stat
-import tempfile
+import struct
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -14,6 +16,19 @@ from .interactions import Progress
 LARGEST = 8 << 30  # bytes unpacked; MovieLens-32M is under 1 GiB
 MOST_FILES = 1000
 _PIECE = 1 << 20
+# what zipfile and its decompressors raise; RuntimeError: encrypted
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    OverflowError,
+    LookupError,
+    ValueError,
+)
 
 
 def unpack(
@@ -29,15 +44,18 @@ def unpack(
         largest: the most bytes that may come out.
 
     Raises:
-        ValueError: not a readable zip archive; a member whose path is absolute or leads out of the folder, a link or
-            a device, a member that comes twice; more files or bytes than the limits; no folder `name`.
+        ValueError: not a readable zip archive, or an encrypted one; a member whose path is absolute or leads out of
+            the folder, a link or a device, a member that comes twice; more files or bytes than the limits; no folder
+            `name`.
         FileExistsError: `out/name` is there already.
     """
     target = out / name
     if target.exists():
         raise FileExistsError(f"{target}: there already")
-    temporary = Path(tempfile.mkdtemp(dir=out, prefix=f".{name}."))
+    temporary = out / f".{name}.part"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     try:
+        temporary.mkdir()
         with zipfile.ZipFile(archive) as opened:
             members = _checked(opened, archive, largest)
             wanted = [member for member in members if PurePosixPath(member.filename).parts[0] == name]
@@ -46,8 +64,16 @@ def unpack(
             for member in wanted:
                 _extract(opened, member, temporary, progress)
         os.rename(temporary / name, target)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except _DAMAGED as error:
+        if str(error).startswith(f"{archive}: "):  # said here
+            raise
         raise ValueError(f"{archive}: not a readable zip archive ({error})") from error
+    except OSError as error:
+        if error.errno in (None, errno.EINVAL):  # bz2 about damaged data, and a seek to a damaged place
+            raise ValueError(f"{archive}: not a readable zip archive ({error})") from error
+        if error.filename is None:
+            raise OSError(error.errno, f"{error.strerror}, unpacking {archive}", str(target)) from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target

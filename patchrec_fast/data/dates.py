@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from .arrow import arrow
 
 _MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec"
-_LENGTH = len("Fri Aug 25 13:55:02 -0700 2017")
+EXAMPLE = "Fri Aug 25 13:55:02 -0700 2017"
+_LENGTH = len(EXAMPLE)
 
 
 def seconds(column: Any) -> NDArray[np.int64] | None:
@@ -24,6 +25,8 @@ def seconds(column: Any) -> NDArray[np.int64] | None:
         (n,), or None where a row is no such date.
     """
     pa, _ = arrow()
+    if not len(column):  # Arrow gives no buffers
+        return np.zeros(0, np.int64)
     texts = column.combine_chunks().cast(pa.binary())
     offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
     if (np.diff(offsets) != _LENGTH).any():

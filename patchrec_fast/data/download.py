@@ -60,13 +60,19 @@ def download(
     Raises:
         ValueError: an unknown name; a file that does not have the published checksum, which is removed; an archive
             that is not safe to unpack.
+        FileExistsError: a file in the place of `out` or `out/NAME`.
         OSError: the server refuses, or the connection keeps breaking; what has come is kept for the next call.
     """
     if name not in NAMES:
         raise ValueError(f"name: expected one of {NAMES}, got {name!r}")
     if attempts < 1:
         raise ValueError(f"attempts: expected at least 1, got {attempts}")
-    out = Path(out)
+    if not os.fspath(out):
+        raise ValueError("out: expected a path, got ''")
+    out = Path(os.path.realpath(out))
+    for path in (out, out / name):
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(f"{path}: there already, and not a folder")
     out.mkdir(parents=True, exist_ok=True)
     if (out / name).is_dir():
         return out / name

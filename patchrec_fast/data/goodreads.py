@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrow import arrow
-from .blocks import Block, bad_line, blocks
-from .dates import seconds
+from .blocks import Block, bad_line, blocks, lines
+from .dates import EXAMPLE, seconds
 from .interactions import Chunk, Codes, Items, Key, Progress
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 TIMES = ("date_added", "date_updated")
 
 
@@ -62,10 +64,8 @@ class Goodreads:
         fields = {"user_id": pa.string(), "book_id": pa.string(), "rating": pa.int64(), self._time: pa.string()}
         for block in blocks(self._interactions, progress):
             table = _parse(block, fields)
-            times = None if table is None else seconds(table.column(self._time))
-            if times is None:
-                expected = f"a JSON object with user_id, book_id, an integer rating and {self._time}"
-                raise bad_line(block, lambda line: self._is_interaction(line), expected)
+            if (times := seconds(table.column(self._time))) is None:
+                raise self._bad_date(block, table.column(self._time).to_pylist())
             yield Chunk(
                 self._users.encode(table.column("user_id")),
                 self._items.encode(table.column("book_id")),
@@ -95,23 +95,19 @@ class Goodreads:
         titles: dict[int, str] = {}
         for block in blocks(self._books, lambda size: None):
             table = _parse(block, {"book_id": pa.string(), "title": pa.string()})
-            if table is None:
-                raise bad_line(block, _is_book, "a JSON object with book_id and title")
             table = table.filter(compute.is_in(table.column("book_id"), names))
             rows = zip(table.column("book_id").to_pylist(), table.column("title").to_pylist(), strict=True)
             titles.update((ids[book], title.strip()) for book, title in rows)
         return titles
 
-    def _is_interaction(self, line: bytes) -> bool:
-        row = _object(line)
-        if not line.strip():  # Arrow skips a blank line
-            return True
-        strings = all(isinstance(row.get(name), str) for name in ("user_id", "book_id", self._time))
-        rating = row.get("rating")
-        if not strings or isinstance(rating, bool) or not isinstance(rating, int):
-            return False
+    def _bad_date(self, block: Block, dates: list[str]) -> ValueError:
         pa, _ = arrow()
-        return seconds(pa.chunked_array([[row[self._time]]])) is not None
+        place = next(place for place, date in enumerate(dates) if seconds(pa.chunked_array([[date]])) is None)
+        filled = [number for number, line in lines(block) if line.strip()]
+        return ValueError(
+            f"{block.path}: line {filled[min(place, len(filled) - 1)]}: {self._time} is {dates[place]!r}, "
+            f"expected a date like {EXAMPLE!r}"
+        )
 
 
 def _one(folder: Path, pattern: str) -> Path:
@@ -124,29 +120,71 @@ def _one(folder: Path, pattern: str) -> Path:
 
 
 def _parse(block: Block, fields: dict[str, Any]) -> Any:
-    """The fields as an Arrow table, None where a line is no such object."""
+    """The fields as an Arrow table. What Arrow refuses is read line by line.
+
+    Raises:
+        ValueError: a line that is no object with these fields, with its number.
+    """
     pa, _ = arrow()
     from pyarrow import json as arrow_json
 
+    schema = pa.schema(fields)
     try:
         table = arrow_json.read_json(
             pa.BufferReader(block.text),
             arrow_json.ReadOptions(use_threads=False, block_size=len(block.text) + 1),
-            arrow_json.ParseOptions(explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore"),
+            arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
         )
+        table.validate(full=True)  # the parser lets through what is not UTF-8
+        if not any(column.null_count for column in table.columns):
+            return table
     except pa.ArrowInvalid:
-        return None
-    return None if any(column.null_count for column in table.columns) else table
+        pass
+    rows = []
+    for number, line in lines(block):
+        if line.strip():
+            try:
+                rows.append(_row(line, fields))
+            except ValueError as error:
+                raise bad_line(block.path, number, line, str(error)) from error
+    return pa.Table.from_pylist(rows, schema)
 
 
-def _is_book(line: bytes) -> bool:
-    row = _object(line)
-    return not line.strip() or all(isinstance(row.get(name), str) for name in ("book_id", "title"))
+def _row(line: bytes, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of one line; another key may come twice, or hold what is no text.
 
-
-def _object(line: bytes) -> dict[str, Any]:
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    pa, _ = arrow()
+    wanted = "a JSON object with " + ", ".join(
+        name if kind == pa.string() else f"an integer {name}" for name, kind in fields.items()
+    )
+    expected = f"expected {wanted}"
     try:
-        row = json.loads(line)
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) else {}
+        pairs = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}, {expected}") from error
+    if not isinstance(pairs, _Pairs):
+        raise ValueError(expected)
+    row: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            if name in row and row[name] != value:
+                raise ValueError(f"has {name} twice, {row[name]!r} and {value!r}, {expected}")
+            row[name] = value
+    if isinstance(row.get("title"), str):
+        row["title"] = _SURROGATE.sub("\0", row["title"])  # goes, and is counted, as a control character does
+    for name, kind in fields.items():
+        value = row.get(name)
+        if kind == pa.string():
+            good = isinstance(value, str) and not _SURROGATE.search(value)
+        else:
+            good = isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+        if not good:
+            raise ValueError(f"has {'no ' + name if name not in row else f'{name} {value!r}'[:80]}, {expected}")
+    return row
+
+
+class _Pairs(list[Any]):
+    """The keys and values of a JSON object, repeated ones too."""

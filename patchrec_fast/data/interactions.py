@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrow import arrow
+
 Progress = Callable[[int], object]  # told how many bytes of the files have been read since the last call
 Key = int | str
 
@@ -51,6 +53,11 @@ class Items(NamedTuple):
 
     ids: NDArray[np.int32]  # (I,) the id of number 0, 1, ...
     names: list[Key] | None = None  # the source's own names, where the ids are not those
+    first: int = 0  # what the source counts its ids from, where its ids are these plus that
+
+    def own(self, number: int) -> Key:
+        """What the source calls an item, to be shown."""
+        return self.names[number] if self.names else int(self.ids[number]) + self.first
 
 
 class Codes:
@@ -60,8 +67,10 @@ class Codes:
         self._numbers: dict[Key, int] = {}
 
     def encode(self, column: Any) -> NDArray[np.int32]:
-        """The numbers of an Arrow column without nulls; work is vectorised but for the distinct values."""
-        encoded = column.combine_chunks().dictionary_encode()
+        """The numbers of an Arrow array, chunked or not, without nulls; vectorised but for the distinct values."""
+        pa, _ = arrow()
+        whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        encoded = whole.dictionary_encode()
         numbers = self._numbers
         values = encoded.dictionary.to_pylist()
         table = np.fromiter((numbers.setdefault(value, len(numbers)) for value in values), np.int32, len(values))

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrow import arrow
-from .blocks import Block, bad_line, blocks, check_end
+from .blocks import Block, bad_line, blocks, check_end, lines
 from .interactions import Chunk, Codes, Items, Key, Progress
 from .titles import clean_title
 
@@ -83,7 +83,7 @@ class MovieLens:
         return self._users.names()
 
     def items(self) -> Items:
-        return Items(np.array(self._movies.names(), np.int32) - 1)
+        return Items(np.array(self._movies.names(), np.int32) - 1, first=1)
 
     def titles(self, wanted: NDArray[np.int32]) -> dict[int, str]:
         """The titles of all movies of the catalogue, rated or not, cleaned as in the paper.
@@ -145,7 +145,8 @@ def _parse(block: Block, layout: _Layout) -> list[Any]:
     except pa.ArrowInvalid:
         good = False
     if not good:
-        raise bad_line(block, layout.line.fullmatch, layout.expected)
+        wrong = ((number, text) for number, text in lines(block) if not layout.line.fullmatch(text))
+        raise bad_line(block.path, *next(wrong, (block.line, block.text)), f"expected {layout.expected}")
     return columns
 
 

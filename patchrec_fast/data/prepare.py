@@ -4,7 +4,7 @@
 The steps, in this order:
 1. Ratings above a bound are kept, chunk by chunk, so that memory grows with what is kept and not with the files.
 2. Of several kept interactions of one user with one item the earliest stays.
-3. An item without a title is an error, or its interactions go.
+3. Titles become one clean line (`titles.one_line`). An item without a title is an error, or its interactions go.
 4. Users and items with too few interactions go. Both are counted once, on the same table, and not again after the
    other has gone: users may end with fewer.
 5. Each user's interactions are sorted by time, equal times in the order of the file. Users come in the order of their
@@ -20,9 +20,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .dataset import Dataset
+from .dataset import Dataset, at_least
 from .interactions import Items, Key, Progress, Source
-from .splits import SHARES, split_by_time
+from .splits import SHARES, check_shares, split_by_time
+from .titles import one_line
+
+_MOST = 2**31 - 1  # interactions that a bound may ask for
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,9 @@ class Rules:
         shares: of train, val and test.
 
     Raises:
-        ValueError: a bound below 1, an unknown word, or shares that are no shares.
+        ValueError: a bound below 1 or above 2^31 - 1, an unknown word, a rating that is not finite, or shares that are
+            no shares.
+        TypeError: a bound that is no whole number.
     """
 
     above_rating: float | None = None
@@ -51,14 +56,19 @@ class Rules:
     shares: tuple[float, float, float] = SHARES
 
     def __post_init__(self) -> None:
-        for name, least in (("min_user", self.min_user), ("min_item", self.min_item)):
-            if least < 1:
-                raise ValueError(f"{name}: expected at least 1, got {least}")
-        for name, choices in (("counted", ("kept", "all")), ("untitled", ("error", "drop"))):
+        for name in ("min_user", "min_item"):
+            if at_least(getattr(self, name), 1, name) > _MOST:
+                raise ValueError(f"{name}: expected at most {_MOST}, got {getattr(self, name)}")
+        if self.above_rating is not None and not np.isfinite(np.float64(self.above_rating)):
+            raise ValueError(f"above_rating: expected a finite number, got {self.above_rating}")
+        for name, choices in (
+            ("counted", ("kept", "all")),
+            ("untitled", ("error", "drop")),
+            ("catalogue", ("all", "used")),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}")
-        if self.catalogue not in ("all", "used"):
-            raise ValueError(f"catalogue: expected one of ('all', 'used'), got {self.catalogue!r}")
+        check_shares(self.shares)
 
 
 _MOVIELENS = Rules(above_rating=3, catalogue="all")
@@ -80,6 +90,7 @@ class Prepared(NamedTuple):
     item_names: dict[int, Key]  # item id -> the source's own name; empty where the ids are those
     rules: Rules
     counts: dict[str, int]  # interactions left after each step
+    cleaned: int = 0  # titles of the dataset with control characters, line ends or repeated spaces, which are gone
 
 
 def prepare(source: Source, rules: Rules, progress: Progress = lambda size: None) -> Prepared:
@@ -98,7 +109,7 @@ def prepare(source: Source, rules: Rules, progress: Progress = lambda size: None
     table = _collect(source, rules, progress)
     table.drop(_repeated(table), "one of each pair")
     items = source.items()
-    titles = _titled(table, items, source, rules)
+    titles, cleaned = _titled(table, items, source, rules)
     table.drop(~_frequent(table, rules), "frequent enough")
     users, times, offsets = table.sort()
     ids = items.ids[table.items]
@@ -113,6 +124,7 @@ def prepare(source: Source, rules: Rules, progress: Progress = lambda size: None
         {item: name for item, name in item_names.items() if item in titles},
         rules,
         table.counts,
+        len(cleaned & titles.keys()),
     )
 
 
@@ -189,17 +201,22 @@ def _repeated(table: _Table) -> NDArray[np.bool_]:
     return repeated
 
 
-def _titled(table: _Table, items: Items, source: Source, rules: Rules) -> dict[int, str]:
-    """The titles; interactions with items that have none are dropped, where the rules say so."""
+def _titled(table: _Table, items: Items, source: Source, rules: Rules) -> tuple[dict[int, str], set[int]]:
+    """The titles, each one clean line, and the items whose title was none.
+
+    Interactions with items that have no title are dropped, where the rules say so.
+    """
     used = np.unique(table.items)
-    titles = {item: title for item, title in source.titles(items.ids[used]).items() if title}
+    given = source.titles(items.ids[used])
+    titles = {item: line for item, title in given.items() if (line := one_line(title))}
     has_title = np.isin(items.ids, np.fromiter(titles, np.int64, len(titles)))
     untitled = used[~has_title[used]]
     if len(untitled) and rules.untitled == "error":
-        shown = items.names[untitled[0]] if items.names else items.ids[untitled[0]]
-        raise ValueError(f"{len(untitled)} items have no title, the first is {shown}; 'drop' leaves them out")
+        raise ValueError(
+            f"{len(untitled)} items have no title, the first is {items.own(untitled[0])!r}; 'drop' leaves them out"
+        )
     table.drop(~has_title[table.items], "with a title")
-    return titles
+    return titles, {item for item, line in titles.items() if line != given[item].strip()}
 
 
 def _frequent(table: _Table, rules: Rules) -> NDArray[np.bool_]:

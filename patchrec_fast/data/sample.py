@@ -6,13 +6,17 @@ With them everything runs without any outside file. Both are deterministic.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .dataset import Dataset
+from .. import _files
+from .dataset import Dataset, at_least
 from .splits import split_by_time
 
 if TYPE_CHECKING:
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 _LOG_LENGTH_MEAN, _LOG_LENGTH_STD = 4.09, 0.97
 _SHORTEST, _LONGEST = 4, 1435
 _MAX_WORDS = 13
+_MOST_USERS, _MOST_ITEMS = 10**7, 10**6  # of a set that is made in memory
 
 _ONSETS = (*"bcdfghjklmnprstvwz", "bl", "br", "ch", "cl", "dr", "gr", "pr", "sh", "st", "th", "tr")
 _NUCLEI = (*"aeiou", "ai", "ea", "ou", "ee")
@@ -40,16 +45,17 @@ def generate(seed: int = 0, users: int = 1000, items: int = 2000) -> Dataset:
 
     Args:
         seed: the same seed gives the same dataset.
-        users: how many, at least 1.
-        items: how many, at least 10.
+        users: how many, 1 to 10 million.
+        items: how many, 10 to 1 million.
 
     Raises:
-        ValueError: too few users or items.
+        ValueError: a negative seed, too few or too many users or items.
+        TypeError: one that is no whole number.
     """
-    if users < 1:
-        raise ValueError(f"users: expected at least 1, got {users}")
-    if items < 10:
-        raise ValueError(f"items: expected at least 10, got {items}")
+    for name, value, least, most in (("users", users, 1, _MOST_USERS), ("items", items, 10, _MOST_ITEMS)):
+        if at_least(value, least, name) > most:
+            raise ValueError(f"{name}: expected at most {most:,}, got {value}")
+    seed, users, items = at_least(seed, 0, "seed"), int(users), int(items)
     rng = np.random.default_rng(seed)
     names = _titles(rng, items)
     lengths = np.rint(rng.lognormal(_LOG_LENGTH_MEAN, _LOG_LENGTH_STD, users)).astype(np.int64)
@@ -61,11 +67,11 @@ def generate(seed: int = 0, users: int = 1000, items: int = 2000) -> Dataset:
     # Spirakis 2006). Zipf's law gets MovieLens's flat head and thin tail.
     rank = rng.permutation(items) / items
     log_weight = -np.log(rank + 0.015) - 1.5 * rank
-    sequences = [np.argsort(-(log_weight + rng.gumbel(size=items)))[:n] for n in lengths]
+    sequences = [np.argsort(-(log_weight + rng.gumbel(size=items)))[:n].astype(np.int32) for n in lengths]
     for sequence in sequences:
         rng.shuffle(sequence)
     return Dataset(
-        items=np.concatenate(sequences).astype(np.int32),
+        items=np.concatenate(sequences),
         offsets=offsets,
         titles=dict(enumerate(names)),
         splits=split_by_time(_times(rng, offsets), offsets),
@@ -118,6 +124,26 @@ def sample_tokenizer(titles: Iterable[str] | None = None) -> PreTrainedTokenizer
     return tokenizer
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | os.PathLike[str]) -> None:
+    """Saves a tokenizer; each file appears whole or not at all.
+
+    Raises:
+        FileExistsError: a file in the folder's place, or a model in the folder, whose own tokenizer would be lost.
+        OSError: a file that cannot be written.
+    """
+    if not os.fspath(folder):
+        raise ValueError("tokenizer: expected a path, got ''")
+    target = Path(os.path.realpath(folder))
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{target}: there already, and not a folder")
+    if (target / "config.json").exists():
+        raise FileExistsError(f"{target}: holds a model, whose tokenizer would be replaced; choose another folder")
+    with tempfile.TemporaryDirectory() as made:
+        tokenizer.save_pretrained(made)
+        for file in sorted(Path(made).iterdir()):
+            _files.write(target / file.name, file.read_bytes())
+
+
 _CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -136,11 +162,18 @@ def _titles(rng: np.random.Generator, count: int) -> list[str]:
     words = _words(rng, 600)
     zipf = 1 / np.arange(2, len(words) + 2)
     zipf /= zipf.sum()
-    titles: dict[str, None] = {}  # a set that keeps its order
+    titles: list[str] = []
+    known: set[str] = set()
+
+    def add(title: str) -> None:
+        if title not in known:
+            known.add(title)
+            titles.append(title)
+
     while len(titles) < count:
         if titles and rng.random() < 0.05:
-            stem = list(titles)[rng.integers(len(titles))]
-            titles[f"{stem} {rng.integers(2, 5)}"] = None
+            stem = titles[rng.integers(len(titles))]
+            add(f"{stem} {rng.integers(2, 5)}")
             continue
         long = int(rng.integers(3, 10)) if rng.random() < 0.03 else 0
         length = min(1 + int(rng.poisson(2.1)) + long, _MAX_WORDS)
@@ -148,8 +181,8 @@ def _titles(rng: np.random.Generator, count: int) -> list[str]:
         for place in range(1, length - 1):
             if rng.random() < 0.4:
                 chosen[place] = _SMALL_WORDS[rng.integers(len(_SMALL_WORDS))]
-        titles[" ".join(chosen)] = None
-    return list(titles)
+        add(" ".join(chosen))
+    return titles
 
 
 def _words(rng: np.random.Generator, count: int) -> list[str]:

@@ -29,9 +29,9 @@ def split_by_time(
     Raises:
         ValueError: shares that are not positive for train or are negative.
     """
-    if not (shares[0] > 0 and min(shares) >= 0 and np.isfinite(shares).all()):
-        raise ValueError(f"shares: expected a positive one for train and none below 0, got {shares}")
-    ends = np.cumsum(shares) / sum(shares)
+    check_shares(shares)
+    relative = np.asarray(shares, np.float64) / max(shares)
+    ends = np.cumsum(relative) / relative.sum()
     # the number of every interaction's split; it never falls along a user
     number = np.searchsorted(np.quantile(times, ends[:2]), times)
     splits = {}
@@ -42,3 +42,12 @@ def split_by_time(
         splits[name] = np.where(count[:, None] > 0, positions, -1).astype(np.int32)
         begin += count
     return splits
+
+
+def check_shares(shares: tuple[float, float, float]) -> None:
+    """Raises ValueError for anything else than three finite numbers, the first above 0 and the others not below."""
+    numbers = np.asarray(shares, np.float64)
+    if numbers.shape != (3,) or not (np.isfinite(numbers).all() and numbers[0] > 0 and (numbers >= 0).all()):
+        raise ValueError(
+            f"shares: expected three finite numbers, a positive one for train and none below 0, got {shares}"
+        )

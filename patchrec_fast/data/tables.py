@@ -9,21 +9,21 @@ are none. titles.parquet: `item` int32, `title` string.
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import folder as files_of
 from .arrow import arrow
-from .dataset import Dataset
+from .dataset import LARGEST, Dataset
+from .folder import SEQUENCES, TITLES
 from .splits import SPLITS
+from .values import cast, is_number, is_text, lists, plain
 
 if TYPE_CHECKING:
     from pyarrow import Table
-
-SEQUENCES, TITLES = "sequences.parquet", "titles.parquet"
 
 
 def load(path: str | os.PathLike[str]) -> Dataset:
@@ -32,11 +32,11 @@ def load(path: str | os.PathLike[str]) -> Dataset:
     Raises:
         ImportError: pyarrow is not installed.
         FileNotFoundError: no such folder or file.
-        ValueError: a file that is not Parquet; a missing column or one of the wrong type; nulls; a
-            user without items; an item without a title or with two; split positions outside the
-            user's sequence.
+        ValueError: a set that is half written; a file that is not Parquet; a missing column or one of the wrong type;
+            nulls; an item listed twice; whatever `Dataset` refuses.
     """
     folder = Path(path)
+    files_of.check(folder)
     sequences, titles = _read(folder / SEQUENCES), _read(folder / TITLES)
     where = folder / TITLES
     ids = _integers(_column(titles, "item", where), "item", where)
@@ -47,21 +47,29 @@ def load(path: str | os.PathLike[str]) -> Dataset:
 
     where = folder / SEQUENCES
     items, offsets = _lists(_column(sequences, "items", where), where)
-    lengths = np.diff(offsets)
-    if not lengths.all():
-        raise ValueError(f"{where}: the user in row {np.flatnonzero(lengths == 0)[0]} has no items")
-    untitled = np.setdiff1d(items, ids)
-    if len(untitled):
-        raise ValueError(f"{where}: {len(untitled)} items have no title in {TITLES}, the first is {untitled[0]}")
-    splits = {name: _positions(sequences, name, lengths, where) for name in SPLITS}
-    return Dataset(items, offsets, names, splits)
+    splits = {name: _positions(sequences, name, where) for name in SPLITS}
+    try:
+        return Dataset(items, offsets, names, splits)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
 
 
 def save(dataset: Dataset, path: str | os.PathLike[str]) -> None:
-    """Write a folder in the prepared format; each file appears whole or not at all.
+    """Write a folder in the prepared format; a set that is there is replaced, its card goes, other files stay.
 
     Raises:
         ImportError: pyarrow is not installed.
+        ValueError: a dataset without one of the three splits.
+        FileExistsError: a file in the folder's place, or one in it that would be replaced and is no part of a data set.
+        OSError: a file that cannot be written.
+    """
+    files_of.write(path, to_tables(dataset))
+
+
+def to_tables(dataset: Dataset) -> dict[str, Table]:
+    """The dataset in the prepared format: file name -> content.
+
+    Raises:
         ValueError: a dataset without one of the three splits.
     """
     if missing := [name for name in SPLITS if name not in dataset.splits]:
@@ -77,24 +85,7 @@ def save(dataset: Dataset, path: str | os.PathLike[str]) -> None:
         "item": pa.array(list(dataset.titles), pa.int32()),
         "title": pa.array(list(dataset.titles.values()), pa.string()),
     }
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_table(pa.table(columns), folder / SEQUENCES)
-    write_table(pa.table(titles), folder / TITLES)
-
-
-def write_table(table: Table, file: Path) -> None:
-    """Write one Parquet file, whole or not at all."""
-    _, parquet = arrow()
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    os.close(handle)
-    try:
-        parquet.write_table(table, name, compression="zstd")
-        os.chmod(name, 0o644)  # mkstemp makes private files
-        os.replace(name, file)
-    except BaseException:
-        os.unlink(name)
-        raise
+    return {SEQUENCES: pa.table(columns), TITLES: pa.table(titles)}
 
 
 def _read(file: Path) -> Table:
@@ -102,8 +93,10 @@ def _read(file: Path) -> Table:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file, expected {SEQUENCES} and {TITLES} in one folder")
     try:
-        table = parquet.read_table(file)
-    except (pa.ArrowException, OSError) as error:
+        with parquet.ParquetFile(file, page_checksum_verification=True) as opened:
+            table = opened.read()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError, OverflowError) as error:
         raise ValueError(f"{file}: not a readable Parquet file ({error})") from error
     if not table.num_rows:
         raise ValueError(f"{file}: no rows")
@@ -111,8 +104,9 @@ def _read(file: Path) -> Table:
 
 
 def _column(table: Table, name: str, file: Path) -> Any:
-    if name not in table.column_names:
-        raise ValueError(f"{file}: no column {name!r}, it has {table.column_names}")
+    if table.column_names.count(name) != 1:
+        found = "several columns" if name in table.column_names else "no column"
+        raise ValueError(f"{file}: {found} {name!r}, it has {table.column_names}")
     column = table.column(name).combine_chunks()
     if column.null_count and not name.endswith(("_first", "_last")):
         raise ValueError(f"{file}: column {name!r} has {column.null_count} nulls, expected none")
@@ -120,28 +114,41 @@ def _column(table: Table, name: str, file: Path) -> Any:
 
 
 def _integers(column: Any, name: str, file: Path) -> NDArray[np.int32]:
-    """The column as int32, -1 for null."""
+    """The column, -1 for null."""
     pa, _ = arrow()
-    if not pa.types.is_integer(column.type):
-        raise ValueError(f"{file}: column {name!r} is {column.type}, expected int32")
-    try:
-        return column.cast(pa.int32()).fill_null(-1).to_numpy(zero_copy_only=False)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{file}: column {name!r} does not fit int32 ({error})") from error
+    kind, column = column.type, _plain(column, name, file)
+    if not is_number(column.type):
+        raise ValueError(f"{file}: column {name!r} is {kind}, expected int32")
+
+    def wrong(row: int) -> ValueError:
+        return ValueError(
+            f"{file}: column {name!r} does not fit int32 ({column[row].as_py()} at {row}, expected whole numbers up to "
+            f"{LARGEST})"
+        )
+
+    return cast(cast(column, pa.int64(), wrong), pa.int32(), wrong).fill_null(-1).to_numpy(zero_copy_only=False)
 
 
 def _strings(column: Any, file: Path) -> list[str]:
-    pa, _ = arrow()
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise ValueError(f"{file}: column 'title' is {column.type}, expected string")
+    kind, column = column.type, _plain(column, "title", file)
+    if not is_text(column.type):
+        raise ValueError(f"{file}: column 'title' is {kind}, expected string")
     return column.to_pylist()
+
+
+def _plain(column: Any, name: str, file: Path) -> Any:
+    pa, _ = arrow()
+    try:
+        return plain(column)
+    except pa.ArrowException as error:
+        raise ValueError(f"{file}: column {name!r}, {column.type}: {error}") from error
 
 
 def _lists(column: Any, file: Path) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """The flat values and the offsets of the lists, from 0."""
-    pa, _ = arrow()
-    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        raise ValueError(f"{file}: column 'items' is {column.type}, expected list<int32>")
+    kind, column = column.type, lists(column)
+    if column is None:
+        raise ValueError(f"{file}: column 'items' is {kind}, expected list<int32>")
     values = column.flatten()
     if values.null_count:
         raise ValueError(f"{file}: column 'items' holds {values.null_count} nulls, expected none")
@@ -149,8 +156,8 @@ def _lists(column: Any, file: Path) -> tuple[NDArray[np.int32], NDArray[np.int64
     return _integers(values, "items", file), offsets - offsets[0]
 
 
-def _positions(table: Table, split: str, lengths: NDArray[np.int64], file: Path) -> NDArray[np.int32]:
-    """(U, 2) int32 first and last position, -1 for null."""
+def _positions(table: Table, split: str, file: Path) -> NDArray[np.int32]:
+    """(U, 2) first and last position, -1 for null."""
     ends = []
     for end in ("first", "last"):
         name = f"{split}_{end}"
@@ -159,13 +166,4 @@ def _positions(table: Table, split: str, lengths: NDArray[np.int64], file: Path)
             ends.append(np.full(len(column), -1, np.int32))
         else:
             ends.append(_integers(column, name, file))
-    first, last = ends
-    none = (first == -1) & (last == -1)
-    bad = np.flatnonzero(~none & ~((first >= 0) & (first <= last) & (last < lengths)))
-    if len(bad):
-        row = bad[0]
-        raise ValueError(
-            f"{file}: {split}_first, {split}_last of row {row} are {first[row]}, {last[row]}, "
-            f"expected 0 <= first <= last < {lengths[row]} or both null"
-        )
-    return np.stack([first, last], axis=1)
+    return np.stack(ends, axis=1)

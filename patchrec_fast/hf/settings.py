@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import _files
 from ..layout import Catalogue, Dropout, ItemPatches, Packer, Prompt, RandomItemPatches, SessionPatches, Text
 from ..layout.policies import Policy
 
@@ -56,19 +56,10 @@ class Settings:
         return Packer(Catalogue.from_titles(titles, tokenizer), prompt, self.policy, self.max_items)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `patchrec.json` into a folder that exists; whole or not at all."""
+        """Writes `patchrec.json` into a folder; whole or not at all."""
         fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["policy"] = {"name": type(self.policy).__name__, **vars(self.policy)}
-        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{FILE}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(fields, file, indent=1, ensure_ascii=False)
-                file.write("\n")
-            os.chmod(name, 0o644)  # mkstemp makes private files
-            os.replace(name, Path(folder) / FILE)
-        except BaseException:
-            os.unlink(name)
-            raise
+        _files.write(Path(folder) / FILE, json.dumps(fields, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Settings:

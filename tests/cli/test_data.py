@@ -154,3 +154,110 @@ def test_debug_before_or_after_the_action(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError):
         main(["data", *words])
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--users", 10**12), "users: expected at most 10,000,000"),
+        (("--users", 0), "users: expected at least 1, got 0"),
+        (("--users", -(10**30)), "users: expected at least 1"),
+        (("--items", 10**30), "items: expected at most 1,000,000"),
+        (("--items", 9), "items: expected at least 10, got 9"),
+        (("--seed", -1), "seed: expected at least 0, got -1"),
+    ],
+)
+def test_absurd_numbers_of_a_sample(tmp_path, capsys, options, named):
+    assert named in fails(capsys, "sample", "--out", tmp_path / "out", *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--min-user", 10**30), "min_user: expected at most 2147483647"),
+        (("--min-item", -(10**30)), "min_item: expected at least 1"),
+        (("--above-rating", "nan"), "above_rating: expected a finite number, got nan"),
+        (("--above-rating", "1e999"), "above_rating: expected a finite number, got inf"),
+        *[(("--shares", *shares), "shares: expected three finite numbers")
+          for shares in (("nan", 1, 1), (1, "nan", 1), ("inf", 1, 1), (0, 1, 1), (1, 1, -1), (1, "inf", 0))],
+    ],
+)  # fmt: skip
+def test_absurd_rules(tmp_path, capsys, options, named):
+    raw = movielens(tmp_path / "raw", "dat")
+    assert named in fails(capsys, "prepare", "ml-1m", "--raw", raw, "--out", tmp_path / "out", *options)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_large_shares_are_only_ratios(tmp_path, capsys):
+    raw = movielens(tmp_path / "raw", "dat")
+    for out, shares in (("a", (1, 1, 1)), ("b", ("1e308", "1e308", "1e308"))):
+        run(capsys, "prepare", "ml-1m", "--raw", raw, "--out", tmp_path / out, "--shares", *shares)
+    a, b = (load(tmp_path / name).splits for name in "ab")
+    assert {name: ends.tolist() for name, ends in a.items()} == {name: ends.tolist() for name, ends in b.items()}
+
+
+def test_empty_splits_and_cleaned_titles_are_said(tmp_path, capsys):
+    rows = [f'u{user},{item},"Film\t\x1b[2J {item}",5' for user in range(3) for item in range(8)]
+    (tmp_path / "log.csv").write_text("\n".join(["user,item,title,time", *rows, ""]))
+    card = run_with_notes(capsys, "prepare", "table", "--raw", tmp_path / "log.csv", "--out", tmp_path / "out")
+    assert card[0]["cleaned_titles"] == 8
+    assert set(load(tmp_path / "out").titles.values()) == {f"Film [2J {item}" for item in range(8)}
+    assert "note: 8 titles had control characters" in card[1]
+    counts = "(train 15, val 0, test 0)"
+    for _, notes in (card, run_with_notes(capsys, "stats", tmp_path / "out")):
+        for name in ("val", "test"):
+            assert f"note: the split {name} is empty, it has no target at position 3 or later {counts}" in notes
+        assert "split train" not in notes
+    assert (
+        "the split val is empty"
+        in run_with_notes(capsys, "sample", "--users", 1, "--items", 10, "--out", tmp_path / "s")[1]
+    )
+
+
+def run_with_notes(capsys, *arguments):
+    assert main(["data", *map(str, arguments), "--json"]) == 0
+    shown = capsys.readouterr()
+    return json.loads(shown.out), shown.err
+
+
+@pytest.mark.parametrize("action", ["prepare", "sample", "download"])
+@pytest.mark.parametrize("out", ["", "file", "file/below"])
+def test_out_that_is_no_folder(tmp_path, capsys, monkeypatch, action, out):
+    movielens(tmp_path / "raw", "dat")
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    words = {"prepare": ("ml-1m", "--raw", "raw"), "sample": (), "download": ("ml-1m",)}[action]
+    assert re.search("expected a path, got ''" if not out else "file", fails(capsys, action, *words, "--out", out))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "raw"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_raw_file_in_the_output_folder_stays(tmp_path, capsys, monkeypatch):
+    """`items.parquet` is the name of one of a set's files as well."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"user": ["a", "b"], "item": ["x", "y"], "title": ["X", "Y"], "time": [1, 2]})
+    monkeypatch.chdir(tmp_path)
+    for name in ("items.parquet", "titles.parquet"):
+        parquet.write_table(table, name)
+        before = (tmp_path / name).read_bytes()
+        assert f"{name}: there already" in fails(capsys, "prepare", "table", "--raw", name, "--out", ".")
+        assert (tmp_path / name).read_bytes() == before
+        run(capsys, "prepare", "table", "--raw", name, "--out", f"prepared {name}")
+        (tmp_path / name).unlink()
+
+
+def test_a_tokenizer_is_not_written_over_a_models(tmp_path, capsys):
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    words = ("sample", "--users", 2, "--items", 10, "--out", tmp_path / "out", "--tokenizer")
+    assert "holds a model" in fails(capsys, *words, tmp_path)
+    assert (tmp_path / "tokenizer.json").read_text() == "{}"
+    assert "not a folder" in fails(capsys, *words, tmp_path / "config.json")
+    for text in ("{}", "x", ""):
+        (tmp_path / "damaged").mkdir(exist_ok=True)
+        (tmp_path / "damaged" / "tokenizer.json").write_text(text)
+        run(capsys, "sample", "--users", 2, "--items", 10, "--out", tmp_path / "out")
+        said = fails(capsys, "stats", tmp_path / "out", "--tokenizer", tmp_path / "damaged")
+        assert f"--tokenizer {tmp_path / 'damaged'}: no readable tokenizer" in said

@@ -140,3 +140,13 @@ def test_a_full_disk(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         unpack(pack(tmp_path, GOOD), "ml", tmp_path)
     assert nothing_new(tmp_path)
+
+
+def test_what_a_killed_process_left_goes(tmp_path):
+    (tmp_path / ".ml.part" / "ml").mkdir(parents=True)
+    (tmp_path / ".ml.part" / "ml" / "old").write_text("half")
+    with zipfile.ZipFile(tmp_path / "ml.zip", "w") as archive:
+        archive.writestr("ml/new", "whole")
+    folder = unpack(tmp_path / "ml.zip", "ml", tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ml", "ml.zip"]

@@ -2,12 +2,13 @@
 """Any table, as CSV and as Parquet, and what can be wrong with it."""
 
 import datetime
+import decimal
 import gzip
 
 import numpy as np
 import pytest
 
-from patchrec_fast.data import Columns, Rules, columns, prepare
+from patchrec_fast.data import Columns, Rules, card, columns, prepare
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -53,7 +54,7 @@ class TestKinds:
         got = prepare(Columns(file), Rules(), progress.append)
         assert got.users == ["ann", "bob"]
         assert got.dataset.items.tolist() == [9, 3, 7, 5, 7]
-        assert got.dataset.titles == {3: "Three, or so", 5: "Five", 7: "Seven", 9: 'A "nine"\nin two lines'}
+        assert got.dataset.titles == {3: "Three, or so", 5: "Five", 7: "Seven", 9: 'A "nine" in two lines'}
         assert abs(sum(progress) - file.stat().st_size) <= 5
 
     def test_ratings(self, tmp_path, kind):
@@ -151,7 +152,9 @@ class TestSmallBatches:
         return {"user": ids, "item": ids, "title": titles, "time": ids, "rating": None}
 
     def test_lines_inside_of_values(self, tmp_path, kind, rows):
-        assert read(write(tmp_path, kind, **rows)).dataset.titles == dict(enumerate(rows["title"]))
+        got = read(write(tmp_path, kind, **rows))
+        assert got.dataset.titles == {item: f'The "{item}" in two, or more, lines' for item in range(40)}
+        assert got.cleaned == 40
 
     def test_the_first_title_stays(self, tmp_path, kind, rows):
         changes = {"item": [0] * 40, "title": [None] + [f"title {n}" for n in range(1, 40)]}
@@ -214,3 +217,171 @@ def test_files_that_cannot_be(tmp_path):
         Columns(tmp_path / "table.xlsx")
     with pytest.raises(FileNotFoundError, match="no such file"):
         Columns(tmp_path / "table.csv")
+
+
+def polars_like(values):
+    return pa.array(values, pa.string_view())
+
+
+TEXTS = ["7", "7", "3", "5", "9"]
+DECIMAL = decimal.Decimal
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        *[pa.array(TEXTS).cast(kind) for kind in (pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary())],
+        pa.array(TEXTS).cast(pa.binary()).cast(pa.binary_view()),
+        pa.array([text.encode() for text in TEXTS], pa.binary(1)),
+        pa.array(TEXTS).dictionary_encode(),
+        pa.DictionaryArray.from_arrays(pa.array([3, 3, 0, 1, 2], pa.uint8()), pa.array(["3", "5", "9", "7"])),
+        *[pa.array([7, 7, 3, 5, 9], kind()) for kind in (pa.int8, pa.uint8, pa.int16, pa.uint32, pa.int64, pa.uint64)],
+        *[pa.array([7, 7, 3, 5, 9], kind()) for kind in (pa.float32, pa.float64)],
+        pa.array(np.array([7, 7, 3, 5, 9], np.float16)),
+        pa.array([DECIMAL(n) for n in (7, 7, 3, 5, 9)], pa.decimal128(5, 2)),
+        pa.array([DECIMAL(n) for n in (7, 7, 3, 5, 9)], pa.decimal256(40, 0)),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_ids_of_any_type_that_holds_them(tmp_path, items):
+    title = ["Seven", None, "Three", "Five", "Nine"]
+    for titles in (title, polars_like(title), pa.array(title).dictionary_encode(), pa.array(title, pa.large_string())):
+        got = read(write(tmp_path, ".parquet", item=items, title=titles))
+        assert got.dataset.items.tolist() == [9, 3, 7, 5, 7]
+        assert got.dataset.titles == {3: "Three", 5: "Five", 7: "Seven", 9: "Nine"}
+        assert got.item_names == {}
+
+
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        (pa.array([7, 7, 3, 5.5, 9]), "row 4 has 'item' '5.5', expected a whole number"),
+        (pa.array([7, 7, 3, 5, float("nan")]), "row 5 has 'item' 'nan'"),
+        (pa.array([7, 7, 1e300, 5, 9]), r"row 3 has 'item' '1e\+300'"),
+        (pa.array([DECIMAL("7.5")] * 5), r"row 1 has 'item' '7\.5"),
+        (pa.array([True] * 5), "column 'item' is bool, expected integers or text"),
+        (pa.array([[1]] * 5), "column 'item' is list<"),
+        (pa.array([1, 2, 3, 4, 5], pa.duration("s")), "column 'item' is duration"),
+        (pa.array([b"\xff"] * 5), "column 'item', binary: Invalid UTF8"),
+        (pa.nulls(5), "row 1 has no 'item'"),
+    ],
+    ids=repr,
+)
+def test_ids_that_are_none(tmp_path, items, said):
+    with pytest.raises(ValueError, match=rf"table\.parquet: {said}"):
+        read(write(tmp_path, ".parquet", item=items))
+
+
+@pytest.mark.parametrize("ids", [[2**63, 2**64 - 1, 1, 2, 3], [-(2**63), -1, 1, 2, 3], [2**31, 1, 2, 3, 4]])
+def test_ids_of_64_bits_keep_their_names(tmp_path, ids):
+    kind = pa.uint64() if max(ids) >= 2**63 else pa.int64()
+    got = read(write(tmp_path, ".parquet", item=pa.array(ids, kind), user=pa.array(ids, kind), title=["t"] * 5))
+    assert got.item_names == dict(enumerate(ids))
+    assert sorted(got.users) == sorted(ids)
+    card.write(got, tmp_path / "out", name="x", files=[], version="1")
+    names = [pq.read_table(tmp_path / "out" / name)[column].to_pylist() for name, column in NAMED]
+    assert [list(map(int, column)) for column in names] == [got.users, ids]
+
+
+NAMED = (("users.parquet", "user"), ("items.parquet", "source"))
+MOMENTS = [datetime.datetime(2020, 1, 1, 0, 0, second) for second in (30, 10, 20, 5, 10)]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        *[pa.array(MOMENTS, pa.timestamp(unit, zone)) for unit in ("s", "ms", "us", "ns")
+          for zone in (None, "UTC", "Europe/Berlin", "+05:30")],
+        pa.array([datetime.date(1 + second, 1, 1) for second in (30, 10, 20, 5, 10)], pa.date64()),
+        pa.array([datetime.datetime(9000 + second, 1, 1) for second in (30, 10, 20, 5, 10)], pa.timestamp("s")),
+        pa.array([2**60 + second for second in (30, 10, 20, 5, 10)], pa.timestamp("ns")),  # nearer than microseconds
+        pa.array([DECIMAL(second) for second in (30, 10, 20, 5, 10)]),
+        pa.array([30, 10, 20, 5, 10], pa.uint8()),
+        polars_like([f"2020-01-01 00:00:{second:02}" for second in (30, 10, 20, 5, 10)]),
+        pa.array([f"{second}" for second in (30, 10, 20, 5, 10)]).dictionary_encode(),
+        pa.array([f"2020-01-01T00:00:{second:02}{part}" for second, part in
+                  ((30, ""), (10, ".123456789"), (20, ".1"), (5, ""), (10, ".123456789"))]),
+    ],
+    ids=lambda times: f"{times.type} {times[0]}",
+)  # fmt: skip
+def test_times_of_any_type_that_holds_them(tmp_path, times):
+    assert read(write(tmp_path, ".parquet", time=times)).dataset.items.tolist() == [9, 3, 7, 5, 7]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.duration("s"), pa.time32("s"), pa.time64("us"), pa.bool_(), pa.list_(pa.int64())], ids=str
+)
+def test_times_of_a_type_that_holds_none(tmp_path, kind):
+    values = {"bool": [True] * 5, "list<item: int64>": [[1]] * 5}.get(str(kind), [1] * 5)
+    with pytest.raises(ValueError, match=r"column 'time' is .*, expected whole numbers, dates, timestamps or text"):
+        read(write(tmp_path, ".parquet", time=pa.array(values, kind)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("values", "place", "expected"),
+    [
+        (["01/02/2020", "2020-01-01", "2020-01-01", "2020-01-01"], 0, "a whole number or ISO 8601, as 2020-01-31"),
+        (["2020-01-01", "2020-01-02", "01/02/2020", "2020-01-01"], 2, "ISO 8601 without a zone, as in the first row"),
+        (["2020-01-01", "2020-02-30", "x", "2020-01-01"], 1, "ISO 8601 without a zone"),
+        (["2020-01-01", "2020-01-02", "2020-01-01", "7"], 3, "ISO 8601 without a zone"),
+        (["2020-01-01T00:00:00Z", "2020-01-02T00:00:00", "x", "x"], 1, "ISO 8601 with a zone"),
+        (["5", "6", "7", "2020-01-01"], 3, "a whole number, as in the first row"),
+        (["5", "6.5", "7", "x"], 1, "a whole number, as in the first row"),
+        (["5.0", "6.0", "7.5", "8"], 2, "a whole number, as in the first row"),
+        (["", "x", "x", "x"], None, "has no 'time'"),
+    ],
+)
+@pytest.mark.parametrize("block", [None, 2])
+def test_a_time_that_is_none_is_named(tmp_path, monkeypatch, kind, values, place, expected, block):
+    if block:
+        monkeypatch.setattr(columns, "BLOCK", 45)
+        monkeypatch.setattr(columns, "_ROWS", block)
+    times = [value or None for value in values]
+    file = write(tmp_path, kind, user=["a"] * 4, item=[1, 2, 3, 4], title=["t"] * 4, time=times, rating=None)
+    first = 1 if kind == ".parquet" else 2
+    with pytest.raises(ValueError, match=rf"table\{kind}: row") as raised:
+        read(file)
+    if place is None:
+        assert f"row {first} has no 'time'" in str(raised.value)
+    else:
+        assert f"row {first + place} has 'time' {values[place]!r}, expected {expected}" in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("rating", ["good", "4,5", "nan", "1e999"])
+def test_a_rating_of_csv_that_is_none_is_named(tmp_path, kind, rating):
+    with pytest.raises(ValueError, match=rf"table\{kind}: row 4 has .*'{rating}'"):
+        read(write(tmp_path, kind, rating=[1, 2, rating, 4, 5]), rating="rating")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_title_is_the_first_that_shows_something(tmp_path, kind):
+    got = read(write(tmp_path, kind, item=[1] * 5, title=["\x1b\x07", " ", "\u200b", "a\x1b[2J\tb", "later"]))
+    assert got.dataset.titles == {1: "a[2J b"}
+    assert got.cleaned == 1
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('a,1,"T\nb,2,U,2\nc,3,V,3\n', 2),
+        ('a,1,T,1\nb,2,"U\nc,3,"V,3\n', 3),
+        ('a,1,T,1\nb,2,"U\nand more",2\nc,3,"V\n', 5),
+    ],
+)
+def test_unbalanced_quotes(tmp_path, packed, text, line):
+    """Arrow takes the rows up to the next quote for one value, without a word."""
+    text = ("user,item,title,time\n" + text).encode()
+    file = tmp_path / f"table.csv{'.gz' if packed else ''}"
+    file.write_bytes(gzip.compress(text) if packed else text)
+    with pytest.raises(
+        ValueError, match=rf"table\.csv.*: (the row from line {line} on has unbalanced quotes|CSV parse)"
+    ):
+        read(file)
+
+
+def test_a_long_value_of_several_lines(tmp_path):
+    long = "x" * 200_000 + "\n" + "y" * 200_000
+    assert read(write(tmp_path, ".csv", title=[long] * 5)).dataset.titles[7] == long.replace("\n", " ")

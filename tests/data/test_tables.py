@@ -135,7 +135,7 @@ INT = pa.int32()
 @pytest.mark.parametrize(
     ("sequences", "titles", "message"),
     [
-        ({"items": [[1.5], [2.0]]}, {}, "column 'items' is double, expected int32"),
+        ({"items": [[2.0], [1.5]]}, {}, r"column 'items' does not fit int32 \(1.5 at 1,"),
         ({"items": [1, 2]}, {}, "column 'items' is int64, expected list<int32>"),
         ({"items": [[1, None], [2]]}, {}, "column 'items' holds 1 nulls"),
         ({"items": [[1], None]}, {}, "column 'items' has 1 nulls"),
@@ -144,7 +144,7 @@ INT = pa.int32()
         (
             {"items": [[1, 9, 2], [8]]},
             {},
-            "2 items have no title in titles.parquet, the first is 8",
+            "titles: 2 items of users have none, the first is 8",
         ),
         ({"test_first": ["x", "y"]}, {}, "column 'test_first' is string, expected int32"),
         ({"test_first": pa.array([None, None], INT)}, {}, "row 0 are -1, 2, expected 0 <= first"),
@@ -174,4 +174,58 @@ def test_without_pyarrow(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ImportError, match=r"pip install pyarrow"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        pa.array([[3, 1, 2], [2]], kind(of()))
+        for kind in (pa.list_, pa.large_list, pa.list_view, pa.large_list_view)
+        for of in (pa.int8, pa.uint8, pa.int64, pa.uint64, pa.float64)
+    ],
+    ids=lambda column: str(column.type),
+)
+@pytest.mark.parametrize(
+    "text", [pa.string_view(), pa.binary(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_other_types_that_hold_the_same(tmp_path, items, text):
+    titles = {"title": TITLES["title"].cast(text), "item": pa.array([1, 2, 3], pa.uint64())}
+    (tmp_path / "plain").mkdir()
+    same(load(write(tmp_path, {"items": items}, titles)), load(write(tmp_path / "plain")))
+
+
+@pytest.mark.parametrize(
+    ("sequences", "titles", "said"),
+    [
+        (
+            {"val_first": pa.array([1, None], INT), "val_last": pa.array([2, None], INT)},
+            {},
+            "of the user in row 0 train has the positions 0 to 1 and val 1 to 2",
+        ),
+        ({}, {"title": ["a", "", "c"]}, r"titles: item 2 has a title that shows nothing, ''"),
+        ({}, {"title": ["a", " \t", "c"]}, r"titles: item 2 has a title that shows nothing"),
+        ({}, {"title": ["a", "b", "\x1b\x07"]}, r"titles: item 3 has a title that shows nothing, '\\x1b\\x07'"),
+        ({"items": [[3, 1, -1], [2]]}, {}, "items: expected whole numbers from 0 to 2147483647, got -1 at 2"),
+        ({}, {"item": [1, 2, -3]}, "titles: expected item ids from 0 to 2147483647, got -3"),
+        (
+            {},
+            {"item": pa.array([1, 2, 2**64 - 1], pa.uint64())},
+            "'item' does not fit int32 .18446744073709551615 at 2",
+        ),
+    ],
+)
+def test_what_no_dataset_holds(tmp_path, sequences, titles, said):
+    with pytest.raises(ValueError, match=said) as raised:
+        load(write(tmp_path, sequences, titles))
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_a_flipped_bit_is_seen(tmp_path):
+    save(generate(users=30, items=50), tmp_path)
+    file = tmp_path / "titles.parquet"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 4] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"titles\.parquet: not a readable Parquet file"):
         load(tmp_path)

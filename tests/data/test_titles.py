@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's titles."""
 
+import unicodedata
+
 import pytest
 
-from patchrec_fast.data.titles import clean_title
+from patchrec_fast.data.titles import clean_title, one_line
+
+BIDI = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 @pytest.mark.parametrize(
@@ -31,3 +35,38 @@ from patchrec_fast.data.titles import clean_title
 )
 def test_clean_title(official, clean):
     assert clean_title(official) == clean
+
+
+@pytest.mark.parametrize(
+    ("title", "line"),
+    [
+        ("two\nlines", "two lines"),
+        ("a\r\n\tb \x0b\x0c\u2028\u2029\x85\xa0\u3000c", "a b c"),
+        ("  a  b ", "a b"),
+        ("\x1b]0;title\x07\x1b[2JX", "]0;title[2JX"),
+        ("a\0b\x7f\x9b", "ab"),
+        ("\u202eabc\u202c\u2066d\u2069\u200f\u200e\u061c", "abcd"),
+        ("\ufeffa\u200bb\u2060", "ab"),
+        ("a\ud800b", "ab"),
+        ("\u200d\xad", ""),
+        ("\t\0 \u200b", ""),
+        ("Cléo de 5 à 7, 東京 \U0001f468\u200d\U0001f469", "Cléo de 5 à 7, 東京 \U0001f468\u200d\U0001f469"),
+        ("\u0645\u06cc\u200c\u062e", "\u0645\u06cc\u200c\u062e"),
+    ],
+)
+def test_one_line(title, line):
+    assert one_line(title) == line
+    assert one_line(line) == line
+
+
+def test_one_line_of_anything():
+    """Against the categories of Unicode, over every character."""
+    for number in range(0x110000):
+        character = chr(number)
+        got = one_line(f"a{character}b")
+        if character.isspace():
+            assert got == "a b"
+        elif unicodedata.category(character) in ("Cc", "Cs") or unicodedata.bidirectional(character) in BIDI:
+            assert got == "ab"
+        elif unicodedata.category(character) != "Cf":
+            assert got == f"a{character}b"
