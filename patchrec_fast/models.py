@@ -8,6 +8,7 @@ on a damaged file comes as a ValueError that names the folder and the file.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import _json
 from .hf.settings import Settings
 from .layout.prompt import END, SEPARATOR, START
 
@@ -128,9 +128,19 @@ def _check_json(name: Name, what: str, files: Iterable[str], hub: bool) -> None:
             raise FileNotFoundError(f"{name}: no {needed} there, expected a folder of a Hugging Face {what}")
         for file in files:
             if (folder / file).is_file():
-                _json.read(folder / file)
+                _object(folder / file)
     elif folder.exists() or folder.is_absolute() or len(folder.parts) != 2 or folder.parts[0] in "..":
         raise FileNotFoundError(f"{what}: no folder {name}; a hub name has the form owner/name")
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected a JSON object, got {type(content).__name__}")
+    return content
 
 
 def _check_weights(folder: Path, config: Any) -> None:
@@ -163,7 +173,7 @@ def _files(folder: Path) -> list[Path]:
                 "where they come from: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
             )
         raise FileNotFoundError(f"{folder}: no model.safetensors there, expected the weights of a model")
-    names = _json.read(folder / _INDEX).get("weight_map")
+    names = _object(folder / _INDEX).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise ValueError(f"{folder / _INDEX}: expected a weight_map, tensor -> file")
     files = sorted(set(names.values()))

@@ -91,10 +91,11 @@ class Settings:
         path = Path(folder) / FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file, expected a model folder that patchrec-fast train wrote")
+        what = "settings of patchrec_fast"
+        fields = _json.load(path, {"instruction": str, "policy": {"name": str}}, what)
         try:
-            fields = _json.read(path)
-            policy = dict(fields.pop("policy"))
+            policy = fields.pop("policy")
             made = POLICIES[policy.pop("name")](**policy)
             return cls(**fields, policy=made)
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}: not settings of patchrec_fast ({type(error).__name__}: {error})") from error
+            raise ValueError(f"{path}: not {what} ({type(error).__name__}: {error})") from error
