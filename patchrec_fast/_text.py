@@ -3,8 +3,8 @@
 
 import re
 
-# Control characters, line and paragraph separators, lone surrogates, and what is invisible or turns the direction of the
-# text around it; the two joiners are letters of Persian, of Indic scripts and of emoji.
+# Control characters, line and paragraph separators, lone surrogates, and what is invisible or turns the direction of
+# the text around it. The two joiners stay: Persian, Indic scripts and emoji are spelt with them.
 _OBEYED = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
     "\U000e0000-\U000e007f]"

@@ -41,9 +41,9 @@ def open_model(
     Raises:
         FileNotFoundError: no such folder, or a file of it is missing.
         OSError: the hub does not have it.
-        ValueError: a damaged file; weights that lack a tensor of the model, have one too many or of another shape; weights
-            in pickles only; adapters without their model; a model that needs code of its own; a tokenizer of another
-            model. The message names the folder.
+        ValueError: a damaged file; weights that lack a tensor of the model, have one too many or of another shape;
+            weights in pickles only; adapters without their model; a model that needs code of its own; a tokenizer of
+            another model. The message names the folder.
     """
     model = _model(name, dtype, hub)
     tokenizer = open_tokenizer(name, hub=hub)
@@ -130,7 +130,7 @@ def _check_json(name: Name, what: str, files: Iterable[str], hub: bool) -> None:
             if (folder / file).is_file():
                 _object(folder / file)
     elif folder.exists() or folder.is_absolute() or len(folder.parts) != 2 or folder.parts[0] in "..":
-        raise FileNotFoundError(f"{what}: no folder {name}; a hub name has the form owner/name")
+        raise FileNotFoundError(f"{what}: no folder {folder}; a hub name has the form owner/name")
 
 
 def _object(file: Path) -> dict[str, Any]:
@@ -169,8 +169,8 @@ def _files(folder: Path) -> list[Path]:
         pickles = [path.name for path in sorted(folder.glob("*.bin")) if "model" in path.name]
         if pickles:
             raise ValueError(
-                f"{folder}: its weights are pickles ({pickles[0]}), which can run code and are never opened; convert them "
-                "where they come from: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+                f"{folder}: its weights are pickles ({pickles[0]}), which can run code and are never opened; convert "
+                "them where they come from: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
             )
         raise FileNotFoundError(f"{folder}: no model.safetensors there, expected the weights of a model")
     names = _object(folder / _INDEX).get("weight_map")
@@ -183,7 +183,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _check_tensors(name: Name, found: dict[str, Any]) -> None:
-    """transformers has taken out what is fine: tied weights, buffers that are computed, parts that a class leaves out."""
+    """An error for what transformers found; it left out what is fine: tied weights, buffers that are computed."""
     shapes = [f"{key} {tuple(there)} and not {tuple(wanted)}" for key, there, wanted in found["mismatched_keys"]]
     wrong = {
         "they lack": found["missing_keys"],

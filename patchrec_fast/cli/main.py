@@ -82,7 +82,9 @@ def _command(given: list[str]) -> int:
         if options.debug:
             raise
         if isinstance(error, KeyboardInterrupt):
-            print(f"\npatchrec-fast {name}: interrupted{f'; {_one_line(error)}' if error.args else ''}", file=sys.stderr)
+            print(
+                f"\npatchrec-fast {name}: interrupted{f'; {_one_line(error)}' if error.args else ''}", file=sys.stderr
+            )
             return INTERRUPTED
         print(f"patchrec-fast {name}: error: {_one_line(error)}", file=sys.stderr)
         return 1

@@ -91,7 +91,8 @@ def run(options: argparse.Namespace) -> int:
     for file in [out / JSON, *([Path(options.trace)] if options.trace else [])]:
         _check_place(file)
     profiler = _profiler(options, dataset, settings)
-    compare, grow = SETTINGS, GROWTH
+    compare: tuple[Setting, ...] = SETTINGS
+    grow: tuple[Setting, ...] = GROWTH
     if own:
         tell(settings.policy, settings.max_items)
         mine = Setting("own prompt", settings.policy, settings.max_items)

@@ -87,7 +87,9 @@ def evaluations(paths: Paths) -> list[Report]:
         file = _file(_inside(path, "report.json"), "an output of patchrec-fast evaluate")
         content = _json.load(file, dict, what := "an output of patchrec-fast evaluate")
         if "report" in content:  # of the command: the library's, and more
-            content = _json.load(file, {"report": dict} | ({"baselines": [dict]} if "baselines" in content else {}), what)
+            content = _json.load(
+                file, {"report": dict} | ({"baselines": [dict]} if "baselines" in content else {}), what
+            )
         entries = [content["report"], *content.get("baselines", [])] if "report" in content else [content]
         found += [report for entry in entries if (report := _report(file, entry)) not in found]  # baselines come again
     return found
@@ -141,11 +143,11 @@ def _check_line(row: dict[str, str], number: int) -> None:
     if None in row or None in row.values():
         raise ValueError(f"line {number}: more or fewer values than columns")
     try:
-        fits = not float(row[ratio]) <= 0  # NaN: nothing to compare with
+        fits = not float(row[ratio]) < 0  # NaN: nothing to compare with
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"line {number}: {ratio}: expected a number above 0, got {row[ratio][:40]!r}")
+        raise ValueError(f"line {number}: {ratio}: expected a number of at least 0, got {row[ratio][:40]!r}")
 
 
 def _report(file: Path, entry: Any) -> Report:
