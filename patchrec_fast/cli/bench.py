@@ -10,6 +10,8 @@ from pathlib import Path
 
 import patchrec_fast
 
+from .numbers import whole
+
 EXAMPLE = """  patchrec-fast bench --quick
   patchrec-fast bench --data path/to/data --tokenizer path/to/tokenizer --record
   patchrec-fast bench compress --shapes A16,A --threads 1"""
@@ -21,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("names", nargs="*", metavar="NAME", help="only these, such as compress, packing, train (default: all)")
     add("--quick", action="store_true", help="a few rounds of one narrow shape: that they still run")
     add("--record", action="store_true", help="append the results to benchmarks/results/*.csv")
-    add("--threads", type=int, metavar="N", help="default: as many as torch takes by itself")
+    add("--threads", type=whole(1), metavar="N", help="default: as many as torch takes by itself")
     add("--shapes", metavar="A,B", help="of benchmarks/shapes.py (default: all)")
     add("--data", metavar="DIR", help="folder with ml-1m and goodreads (default: $PATCHREC_FAST_DATA, else a sample)")
     add("--tokenizer", metavar="DIR", help="Llama-3's (default: $PATCHREC_FAST_TOKENIZER, else the sample's)")
@@ -31,7 +33,8 @@ def run(options: argparse.Namespace) -> int:
     root = checkout()
     if root is None:
         raise FileNotFoundError(
-            "the benchmarks are not part of an installed package: clone the repository and run this inside it"
+            "the benchmarks are not part of an installed package: clone the repository, and install it from there with "
+            "pip install --editable"
         )
     if importlib.util.find_spec("pytest_benchmark") is None:
         raise ImportError("the benchmarks need pytest-benchmark: pip install pytest-benchmark")
@@ -48,9 +51,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def checkout() -> Path | None:
-    """The repository that this package is imported from, else the working directory where that is one."""
-    folders = (Path(patchrec_fast.__file__).parents[1], Path.cwd())
-    return next((folder for folder in folders if (folder / _MARK).is_file()), None)
+    """The repository that this package is imported from; never the working directory, whose code is not asked for."""
+    root = Path(patchrec_fast.__file__).resolve().parents[1]
+    project = root / "pyproject.toml"
+    ours = project.is_file() and 'name = "patchrec_fast"' in project.read_text(encoding="utf-8")
+    return root if ours and (root / _MARK).is_file() else None
 
 
 def benchmarks(root: Path) -> dict[str, str]:

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from .._text import printable
 from ..data.download import download
 from ..train.run import RUN
 from ..train.start import SAMPLE, open_data
 from .bench import benchmarks, checkout
 from .main import INTERRUPTED, main
+from .numbers import whole
 
 EXAMPLE = """  patchrec-fast demo
   patchrec-fast demo --data path/to/data/ml-1m --steps 400 --out report"""
@@ -41,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="gets runs and report.html; an interrupted demo goes on there (default: report)",
     )
-    add("--steps", type=int, default=120, metavar="N", help="optimizer steps of each stage (default: 120)")
-    add("--samples", type=int, default=300, metavar="N", help="of the test split (default: 300)")
+    add("--steps", type=whole(1), default=120, metavar="N", help="optimizer steps of each stage (default: 120)")
+    add("--samples", type=whole(1), default=300, metavar="N", help="of the test split (default: 300)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -57,16 +59,16 @@ def _run(options: argparse.Namespace) -> int:
     begun = time.perf_counter()
     data = options.data or _found() or _downloaded(out) or SAMPLE
     dataset = open_data(data)
-    print(f"data: {data}: {dataset!r}")
+    print(f"data: {printable(data)}: {dataset!r}")
     longest = int(np.diff(dataset.offsets).max())
     for title, command in stages(data, longest, out.resolve(), options.steps, options.samples):
-        print(f"\n== {title}\n$ {shlex.join(command)}", flush=True)
+        print(f"\n== {title}\n$ {printable(shlex.join(command))}", flush=True)
         since = time.perf_counter()
         if status := _perform(command):
             return status
         print(f"-- {time.perf_counter() - since:.0f} s")
     report = out.resolve() / "report.html"
-    print(f"\n{time.perf_counter() - begun:.0f} s in all. Open {report}")
+    print(f"\n{time.perf_counter() - begun:.0f} s in all. Open {printable(str(report))}")
     if _watched():
         webbrowser.open(report.as_uri())
     return 0
@@ -109,12 +111,13 @@ def stages(data: str, longest: int, out: Path, steps: int, samples: int) -> Iter
         flags = ["--data", parent, "--out", str(out)]
         yield "compress against its peers", [sys.executable, "-m", "benchmarks.demo", *flags]
         recorded = [root / "benchmarks" / "results" / f"{name}.csv" for name in benchmarks(root)]
-        seen += ["--bench", *(str(file) for file in recorded if file.is_file())]
+        there = [str(file) for file in recorded if file.is_file()]
+        seen += ["--bench", *there] if there else []
     yield "Report", [_PROGRAM, "report", "--out", str(out / "report.html"), *seen]
 
 
 def _perform(command: list[str]) -> int:
-    """One of our commands in this process, any other in its own."""
+    """One of our commands in this process, any other, of the checkout, in its own."""
     ours = command[0] == _PROGRAM
     status = main(command[1:]) if ours else subprocess.run(command, cwd=checkout()).returncode
     if status == INTERRUPTED:
@@ -137,7 +140,7 @@ def _downloaded(out: Path) -> str | None:
     try:
         raw = download(_DOWNLOADED, out / "raw", attempts=1)
     except OSError as error:
-        print(f"no download ({error}); the dataset is a generated one")
+        print(f"no download ({printable(str(error))}); the dataset is a generated one")
         return None
     command = [_PROGRAM, "data", "prepare", _DOWNLOADED, "--raw", str(raw), "--out", str(prepared)]
     return str(prepared) if _perform(command) == 0 else None

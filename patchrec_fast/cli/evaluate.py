@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import _files
+from .._text import printable
 from ..data import Dataset, Samples
 from ..evaluate import Report, baseline_ranks, evaluate
 from ..evaluate.report import comparison_table, table
@@ -17,7 +18,8 @@ from ..evaluate.run import REPORT, TABLE
 from ..evaluate.samples import checked, users_of
 from ..layout import Catalogue
 from ..train.start import some
-from .models import add_model_arguments, open_recommender
+from .models import add_model_arguments, open_recommender, plain, tell
+from .numbers import whole
 
 EXAMPLE = """  patchrec-fast evaluate --model runs/pft-s --data path/to/ml-1m --out runs/pft-s/test --baselines
   patchrec-fast evaluate --model runs/text --data path/to/ml-1m --compare runs/pft-s/test/report.json"""
@@ -29,10 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--split", default="test", choices=("train", "val", "test"), help="default: test")
     add("--method", default="beam", choices=METHODS, help="how titles are searched (default: beam)")
-    add("--k", type=int, nargs="+", default=[10, 20], metavar="K", help="of HR@K and NDCG@K (default: 10 20)")
+    add("--k", type=whole(1), nargs="+", default=[10, 20], metavar="K", help="of HR@K and NDCG@K (default: 10 20)")
     add("--exclude-seen", action="store_true", help="recommend no title of the history")
-    add("--limit", type=int, metavar="N", help="only N samples, evenly spread over the users")
-    add("--batch-size", type=int, default=16, metavar="N", help="samples decoded at once (default: 16)")
+    add("--limit", type=whole(1), metavar="N", help="only N samples, evenly spread over the users")
+    add("--batch-size", type=whole(1), default=16, metavar="N", help="samples decoded at once (default: 16)")
     add("--out", help="folder for each batch's results and the report; a killed run goes on there")
     add("--compare", metavar="REPORT.JSON", help="another report over the same samples")
     add("--baselines", action="store_true", help="also popularity and chance")
@@ -49,13 +51,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    others = [Report.load(options.compare)] if options.compare else []
+    others = [_named(Report.load(options.compare))] if options.compare else []
     rec, dataset = open_recommender(options)
     samples = dataset.split(options.split, max_items=None)  # the packer cuts them; all of it has been seen
     if not len(samples.targets):
         raise ValueError(f"--split: {options.data} has no {options.split} samples")
     users = Samples(samples.histories, users_of(*checked(*samples)).astype(np.int32))
     samples, users = some(samples, options.limit), some(users, options.limit)
+    tell(rec.packer.policy, rec.packer.max_items)
     report = evaluate(
         rec,
         samples,
@@ -64,12 +67,13 @@ def _run(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         out=options.out,
         users=users.targets,
-        name=f"{Path(options.model).name}, {rec.packer.policy}, {options.method}",
+        name=printable(f"{Path(options.model).name}, {rec.packer.policy}, {options.method}"),
         exclude_seen=options.exclude_seen,
     )
     baselines = _baselines(report, dataset, samples, rec.packer.catalogue) if options.baselines else []
     compared = {other.name: report.compare(other) for other in [*others, *baselines]}
-    content = json.dumps(_plain({"report": report, "baselines": baselines, "compared": compared}), ensure_ascii=False)
+    found = {"prompt": plain(rec.packer), "report": report, "baselines": baselines, "compared": compared}
+    content = json.dumps(_plain(found))
     tables = ([table(baselines)] if baselines else []) + ([comparison_table(compared)] if compared else [])
     text = "\n\n".join([str(report), *tables])
     if options.out is not None:  # in place of what the library wrote: that and the rest
@@ -77,6 +81,11 @@ def _run(options: argparse.Namespace) -> int:
         _files.write(Path(options.out) / TABLE, text + "\n")
     print(content if options.json else text)
     return 0
+
+
+def _named(report: Report) -> Report:
+    """Its name comes from a file and goes to a terminal."""
+    return dataclasses.replace(report, name=printable(str(report.name)))
 
 
 def _baselines(report: Report, dataset: Dataset, samples: Samples, catalogue: Catalogue) -> list[Report]:

@@ -7,11 +7,17 @@ A command is a module of this package with `EXAMPLE` (text for `--help`), `add_a
 
 import argparse
 import importlib
+import io
+import os
+import select
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from .. import __version__
+from .._text import printable
 from .completion import SHELLS, script
 
 COMMANDS = {
@@ -25,7 +31,7 @@ COMMANDS = {
     "report": "one HTML file of what the other commands measured",
     "train": "train one stage: text, patch pre-training, item or session patches",
 }
-INTERRUPTED = 130  # what a shell gives for the signal
+INTERRUPTED, UNREAD = 130, 141  # what a shell gives for the signals
 _USAGE = "patchrec-fast COMMAND [options]\n       patchrec-fast COMMAND --help"
 # What bad input, missing files and missing packages raise; anything else is a defect and keeps its traceback.
 _EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError, KeyboardInterrupt)
@@ -35,7 +41,7 @@ class Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with an option; `--help` has the rest, a page of it for some commands."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: error: {_one_line(message)}; see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,24 +52,87 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 1 where the command failed, with one line on stderr (a traceback with `--debug`); 130 where it was
-        interrupted. argparse exits with 2 on a wrong option.
+        interrupted, 141 where nobody reads stdout any more. argparse exits with 2 on a wrong option.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a title that its encoding lacks is no reason to fail
+    try:
+        status = _command(given)
+    except SystemExit:
+        if (failed := _unwritten()) is not None:
+            return _unread(failed)
+        raise
+    failed = _unwritten()
+    return status if failed is None else _unread(failed)
+
+
+def _command(given: list[str]) -> int:
     name = given[0] if given and given[0] in COMMANDS else None
     if name is None:
         _front(given)
         return 0
     options = parser_of(name).parse_args(given[1:])
     try:
-        return options.command(options)
+        with _warnings_in_a_line(name, as_they_are=options.debug):
+            return options.command(options)
     except _EXPECTED as error:
+        if isinstance(error, OSError) and (failed := _unwritten(error)) is not None:
+            return _unread(failed)
         if options.debug:
             raise
         if isinstance(error, KeyboardInterrupt):
-            print(f"\npatchrec-fast {name}: interrupted{f'; {error}' if error.args else ''}", file=sys.stderr)
+            print(
+                f"\npatchrec-fast {name}: interrupted{f'; {_one_line(error)}' if error.args else ''}", file=sys.stderr
+            )
             return INTERRUPTED
         print(f"patchrec-fast {name}: error: {_one_line(error)}", file=sys.stderr)
         return 1
+
+
+def _unwritten(raised: OSError | None = None) -> OSError | None:
+    """What keeps standard output from being written: a flush tells, or of an unbuffered one what was raised. It goes
+    nowhere then, so that Python does not try again at its end."""
+    if sys.stdout is None:
+        return None
+    try:
+        sys.stdout.flush()
+        if not isinstance(raised, BrokenPipeError) or not _nobody_reads():
+            return None
+        failed: OSError = raised
+    except OSError as error:
+        failed = error
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return failed
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe without another end."""
+    poll = select.poll()
+    poll.register(sys.stdout, select.POLLERR)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _unread(failed: OSError) -> int:
+    """The exit status; a reader that is gone (`| head`) is no error to speak of."""
+    if isinstance(failed, BrokenPipeError):
+        return UNREAD
+    print(f"patchrec-fast: error: standard output: {failed.strerror or failed}", file=sys.stderr)
+    return 1
+
+
+@contextmanager
+def _warnings_in_a_line(name: str, as_they_are: bool) -> Iterator[None]:
+    """A warning as an error is shown: in one line that is safe to print, without the place in our code."""
+    before = warnings.formatwarning
+    if not as_they_are:
+        warnings.formatwarning = lambda message, *_, **__: f"patchrec-fast {name}: warning: {_one_line(message)}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
@@ -106,6 +175,5 @@ def _front(given: list[str]) -> None:
         parser.print_help()
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
+def _one_line(error: object) -> str:
+    return printable(" ".join(str(error).split())) or type(error).__name__

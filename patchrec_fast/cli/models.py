@@ -6,18 +6,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..hf.settings import Settings
+from ..layout import Packer, Policy
+from ..models import open_trained
 from ..train.stages import stage
 from ..train.start import SAMPLE, open_data
+from .numbers import whole
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from ..data import Dataset
     from ..recommend import Recommender
 
@@ -26,16 +26,20 @@ DTYPES: dict[str | None, torch.dtype] = {"float32": torch.float32, "bfloat16": t
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, its data, and where it runs."""
-    add = parser.add_argument
-    add("--model", required=True, help="folder that patchrec-fast train wrote")
+    """The model, its data, where it runs, and its prompts."""
+    parser.add_argument("--model", required=True, help="folder that patchrec-fast train wrote")
     add_data_argument(parser)
     add_device_arguments(parser)
-    prompts = parser.add_argument_group("prompts other than those that the model was trained on")
-    prompts.add_argument("--policy", choices=POLICIES, help="what histories become")
-    prompts.add_argument("--keep", type=int, default=5, help="items that pft-i keeps as text (default: 5)")
-    prompts.add_argument("--group", type=int, default=5, help="items of a session of pft-s (default: 5)")
-    prompts.add_argument("--max-items", type=int, help="newest items of a history; 0 for all")
+    add_prompt_arguments(parser)
+
+
+def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+    """What of a model's own prompts is to be another; each of these is None where it is not given."""
+    add = parser.add_argument_group("prompts other than those that the model was trained on").add_argument
+    add("--policy", choices=POLICIES, help="what histories become")
+    add("--keep", type=whole(0), metavar="N", help="items that pft-i keeps as text (of a model without: 5)")
+    add("--group", type=whole(1), metavar="N", help="items of a session of pft-s (of a model without: 5)")
+    add("--max-items", type=whole(0), metavar="N", help="newest items of a history; 0 for all")
 
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
@@ -54,21 +58,46 @@ def open_recommender(options: argparse.Namespace) -> tuple[Recommender, Dataset]
     """The recommender of these options, and the data that its titles are of.
 
     Raises:
-        FileNotFoundError, OSError: no such folder, or a file of it is missing.
-        ValueError: a damaged file; a model with fewer embeddings than its prompts need.
+        OSError: no such folder, or a file of it is missing.
+        ValueError: a damaged file, or one of another model; a flag that the policy has no field for.
     """
     from ..recommend import Recommender
 
-    settings = _settings(options)
+    settings = overridden(Settings.load(options.model), options)
     dataset = open_data(options.data)
-    model, tokenizer = open_model(options.model, options.dtype)
+    model, tokenizer = open_trained(options.model, DTYPES.get(options.dtype, "auto"))
     packer = settings.packer(dataset.titles, tokenizer)
-    held = model.get_input_embeddings().num_embeddings
-    if held < packer.prompt.num_embeddings:
-        raise ValueError(
-            f"{options.model}: the model has {held} embeddings, expected at least {packer.prompt.num_embeddings}"
-        )
     return Recommender(model.to(device(options.device)), packer), dataset
+
+
+def overridden(settings: Settings, options: argparse.Namespace) -> Settings:
+    """The settings of a model with the flags that were given, field by field.
+
+    Raises:
+        ValueError: a flag that the policy has no field for.
+    """
+    policy: Any = settings.policy
+    if options.policy is not None and type(policy) is not type(other := stage(options.policy).final):
+        policy = other
+    given = {name: value for name in ("keep", "group") if (value := getattr(options, name)) is not None}
+    for name in given:
+        if not hasattr(policy, name):
+            raise ValueError(f"--{name}: the policy is {policy!r}, which has no {name}; --policy chooses another")
+    changed: dict[str, Any] = {"policy": dataclasses.replace(policy, **given)}
+    if options.max_items is not None:
+        changed["max_items"] = options.max_items or None
+    return dataclasses.replace(settings, **changed)
+
+
+def tell(policy: Policy, max_items: int | None) -> None:
+    """A line on stderr of the prompts that are used; stdout has the result alone."""
+    items = "all items" if max_items is None else f"newest {max_items} items"
+    print(f"prompt: {policy!r}, {items}", file=sys.stderr)
+
+
+def plain(packer: Packer) -> dict[str, Any]:
+    """The same as JSON values."""
+    return {"policy": repr(packer.policy), "max_items": packer.max_items}
 
 
 def device(name: str) -> torch.device:
@@ -80,45 +109,7 @@ def device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.empty(1, device=name).item()
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         raise ValueError(f"--device: {name!r} cannot be used here ({error})") from error
     return torch.device(name)
-
-
-def _settings(options: argparse.Namespace) -> Settings:
-    settings = Settings.load(options.model)
-    changed: dict[str, Any] = {}
-    if options.policy is not None:
-        changed["policy"] = stage(options.policy, keep=options.keep, group=options.group).final
-    if options.max_items is not None:
-        changed["max_items"] = options.max_items or None
-    return dataclasses.replace(settings, **changed)
-
-
-def open_model(folder: str, dtype: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A folder's model, in evaluation mode on the CPU, and its tokenizer.
-
-    Raises:
-        FileNotFoundError, OSError: no such folder, or a file of it is missing.
-        ValueError: a damaged file.
-    """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    check_folder(folder, "config.json")
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES.get(dtype, "auto"), local_files_only=True)
-    except SafetensorError as error:
-        raise ValueError(f"{folder}: a file of weights is damaged ({error})") from error
-    check_folder(folder, "tokenizer_config.json")
-    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def check_folder(folder: str, file: str) -> None:
-    """A missing folder is said at once: transformers would look for it on a hub first."""
-    if not (Path(folder) / file).is_file():
-        raise FileNotFoundError(f"{folder}: no {file} there, expected a folder in Hugging Face format")

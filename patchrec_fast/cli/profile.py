@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,26 @@ import torch
 
 from .. import _files
 from ..data import sample_tokenizer
-from ..evaluate.profile import LENGTHS, LONG, Profile, Profiler, long_histories, plot, to_csv
-from ..layout import Catalogue, Prompt
+from ..evaluate.profile import (
+    GROWTH,
+    LENGTHS,
+    LONG,
+    SETTINGS,
+    Profile,
+    Profiler,
+    Setting,
+    long_histories,
+    plot,
+    to_csv,
+)
+from ..hf.settings import FILE, Settings
+from ..layout import Catalogue
 from ..layout.prompt import PLACEHOLDER
+from ..models import open_model, open_tokenizer, open_trained
 from ..train.start import SAMPLE, open_data
 from .evaluate import METHODS
-from .models import DTYPES, add_data_argument, add_device_arguments, check_folder, device, open_model
+from .models import DTYPES, add_data_argument, add_device_arguments, add_prompt_arguments, device, overridden, tell
+from .numbers import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,6 +55,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """Of random models; with Llama-3's vocabulary, the second has 98 million parameters and the last is Llama-3.2-1B's."""
 _POSITIONS = 131_072
+JSON = "profile.json"
 _INSTRUCTION = f"A user has watched {PLACEHOLDER}. Please recommend one movie for this user to watch next."
 
 
@@ -49,48 +65,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--shape", choices=SHAPES, help="a model of random weights")
     add_data_argument(parser)
     add_device_arguments(parser)
+    add_prompt_arguments(parser)
     add = parser.add_argument
     add("--tokenizer", help=f"for --shape: a folder (default: with --data {SAMPLE}, its own)")
     add("--out", required=True, help="folder for profile.csv, growth.csv, growth.png and profile.json")
-    add("--more-than", type=int, default=LONG, help=f"users with more interactions than this (default: {LONG})")
-    add("--users", type=int, metavar="N", help="only the N longest of them")
-    add("--lengths", type=int, nargs="+", metavar="N", help="history lengths of the growth table")
-    add("--batch-size", type=int, default=1, metavar="N", help="users decoded at once (default: 1)")
-    add("--k", type=int, default=20, help="how many titles (default: 20)")
+    add("--more-than", type=whole(0), default=LONG, help=f"users with more interactions than this (default: {LONG})")
+    add("--users", type=whole(1), metavar="N", help="only the N longest of them")
+    add("--lengths", type=whole(1), nargs="+", metavar="N", help="history lengths of the growth table")
+    add("--batch-size", type=whole(1), default=1, metavar="N", help="users decoded at once (default: 1)")
+    add("--k", type=whole(1), default=20, help="how many titles (default: 20)")
     add("--method", default="beam", choices=METHODS, help="how titles are searched (default: beam)")
     add("--trace", metavar="FILE", help="also a torch.profiler trace of the longest user under each policy")
     add("--json", action="store_true", help="print a line of JSON instead of tables")
 
 
 def run(options: argparse.Namespace) -> int:
+    out = Path(options.out)
+    settings, own = _settings(options)
     dataset = open_data(options.data)
     histories = long_histories(dataset, options.more_than, options.users)
-    profiler = _profiler(options, dataset)
-    lengths = options.lengths or [length for length in LENGTHS if length <= len(histories[0])]
-    compared = _shown(profiler.compare(histories, batch_size=options.batch_size), quiet=options.json)
-    growth = _shown(profiler.grow(histories[0], lengths), quiet=options.json)
-    out = Path(options.out)
-    content = json.dumps({"compared": _plain(compared), "growth": _plain(growth), "k": options.k})
-    _files.write(out / "profile.json", content + "\n")
+    longest = len(histories[0])
+    lengths = options.lengths or [length for length in LENGTHS if length <= longest] or [longest]
+    if max(lengths) > longest:
+        raise ValueError(f"--lengths: expected at most {longest}, the items of the longest history, got {max(lengths)}")
+    for file in [out / JSON, *([Path(options.trace)] if options.trace else [])]:
+        _check_place(file)
+    profiler = _profiler(options, dataset, settings)
+    compare: tuple[Setting, ...] = SETTINGS
+    grow: tuple[Setting, ...] = GROWTH
+    if own:
+        tell(settings.policy, settings.max_items)
+        mine = Setting("own prompt", settings.policy, settings.max_items)
+        compare, grow = (mine, *SETTINGS), (mine, *GROWTH)
+    compared = _shown(profiler.compare(histories, compare, options.batch_size), quiet=options.json)
+    growth = _shown(profiler.grow(histories[0], lengths, grow), quiet=options.json)
+    prompt = settings.to_dict()
+    content = json.dumps({"prompt": prompt, "compared": _plain(compared), "growth": _plain(growth), "k": options.k})
+    if options.json:  # first: a full disk takes the files, not what was measured
+        print(content, flush=True)
+    _files.write(out / JSON, content + "\n")
     _files.write(out / "profile.csv", to_csv(compared))
     _files.write(out / "growth.csv", to_csv(growth))
     plot(growth, out / "growth.png")
     if options.trace:
-        profiler.trace(histories[0], options.trace)
-    if options.json:
-        print(content)
+        profiler.trace(histories[0], options.trace, compare)
     return 0
 
 
-def _profiler(options: argparse.Namespace, dataset: Dataset) -> Profiler:
+def _settings(options: argparse.Namespace) -> tuple[Settings, bool]:
+    """The prompts of the model, with the flags; and whether a policy of its own is to be measured too."""
+    trained = options.model is not None and (Path(options.model) / FILE).is_file()
+    settings = Settings.load(options.model) if trained else Settings(_INSTRUCTION, max_items=None)
+    changed = overridden(settings, options)
+    return changed, trained or changed != settings
+
+
+def _check_place(file: Path) -> None:
+    """An error now, and not after all was measured, where a file cannot be written."""
+    if file.is_dir():
+        raise ValueError(f"{file}: a folder, expected a file or none")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=file.parent):
+        pass
+
+
+def _profiler(options: argparse.Namespace, dataset: Dataset, settings: Settings) -> Profiler:
     place = device(options.device)
     if options.model is not None:
         if options.tokenizer is not None:
             raise ValueError("--tokenizer: --model has its own, expected none")
-        model, tokenizer = open_model(options.model, options.dtype)
+        trained = (Path(options.model) / FILE).is_file()
+        model, tokenizer = (open_trained if trained else open_model)(options.model, DTYPES.get(options.dtype, "auto"))
     else:
         tokenizer = _tokenizer(options, dataset)
-    prompt = Prompt(tokenizer, instruction=_INSTRUCTION)
+    prompt = settings.prompt(tokenizer)
     if options.model is None:
         model = _random_model(options.shape, prompt.num_embeddings, options.dtype, place)
     elif model.get_input_embeddings().num_embeddings < prompt.num_embeddings:
@@ -101,10 +149,7 @@ def _profiler(options: argparse.Namespace, dataset: Dataset) -> Profiler:
 
 def _tokenizer(options: argparse.Namespace, dataset: Dataset) -> PreTrainedTokenizerBase:
     if options.tokenizer is not None:
-        from transformers import AutoTokenizer
-
-        check_folder(options.tokenizer, "tokenizer_config.json")
-        return AutoTokenizer.from_pretrained(options.tokenizer, local_files_only=True)
+        return open_tokenizer(options.tokenizer)
     if options.data != SAMPLE:
         raise ValueError("--tokenizer: expected a folder, since --shape has none")
     return sample_tokenizer(dataset.titles.values())

@@ -5,11 +5,12 @@ import argparse
 import os
 
 from .. import report
+from .._text import printable
 from ..data import sample_tokenizer
+from ..models import open_tokenizer
 from ..report import inputs
 from ..report.savings import Group, by_length
 from ..train.start import SAMPLE, open_data
-from .models import check_folder
 
 EXAMPLE = """  patchrec-fast report --out report.html --run runs/text runs/pft-s --evaluation runs/*/test
   patchrec-fast report --out r.html --profile runs/profile --bench benchmarks/results/compress.csv --data sample"""
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
         report.benchmarks(inputs.benchmarks(options.bench)),
     ]
     report.write(options.out, options.title, sections)
-    print(options.out)
+    print(printable(options.out))
     return 0
 
 
@@ -52,7 +53,4 @@ def _groups(options: argparse.Namespace) -> list[Group]:
     folder = options.tokenizer or os.environ.get("PATCHREC_FAST_TOKENIZER")
     if folder is None:
         return list(by_length(dataset, sample_tokenizer(dataset.titles.values())))
-    from transformers import AutoTokenizer
-
-    check_folder(folder, "tokenizer_config.json")
-    return list(by_length(dataset, AutoTokenizer.from_pretrained(folder, local_files_only=True)))
+    return list(by_length(dataset, open_tokenizer(folder)))

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import csv
-import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
+from .. import _json
 from ..evaluate import Report
 from ..evaluate.profile import Profile
 
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
     from ..train.curves import Point
 
 Paths = Iterable[str | os.PathLike[str]]
+_PROFILE: dict[str, Any] = get_type_hints(Profile)
+_LOSS = (float, type(None))
+_RESULT = {
+    "stage": str,
+    "steps": int,
+    "first_val_loss": _LOSS,
+    "val_loss": _LOSS,
+    "tokens": int,
+    "seconds": float,
+    "tokens_per_second": float,
+}
+_LINES = "expected lines with a contestant, its median and its ratio, as the benchmarks record them"
 
 
 class Run(NamedTuple):
@@ -55,7 +68,10 @@ def runs(folders: Paths) -> list[Run]:
     found = []
     for path, name in zip(paths, _names(paths), strict=True):
         result, curves = path / "result.json", _file(path / "curves.csv", "an output folder of patchrec-fast train")
-        found.append(Run(name, read(curves), _json(result) if result.is_file() else None))
+        points = read(curves)
+        if not all(math.isfinite(value) for point in points for value in (point.step, point.loss, point.tokens)):
+            raise ValueError(f"{curves}: expected finite numbers")
+        found.append(Run(name, points, _json.load(result, _RESULT, "a result") if result.is_file() else None))
     return found
 
 
@@ -69,7 +85,11 @@ def evaluations(paths: Paths) -> list[Report]:
     found = []
     for path in paths:
         file = _file(_inside(path, "report.json"), "an output of patchrec-fast evaluate")
-        content = _json(file)
+        content = _json.load(file, dict, what := "an output of patchrec-fast evaluate")
+        if "report" in content:  # of the command: the library's, and more
+            content = _json.load(
+                file, {"report": dict} | ({"baselines": [dict]} if "baselines" in content else {}), what
+            )
         entries = [content["report"], *content.get("baselines", [])] if "report" in content else [content]
         found += [report for entry in entries if (report := _report(file, entry)) not in found]  # baselines come again
     return found
@@ -85,11 +105,11 @@ def profiles(paths: Paths) -> list[Profiles]:
     files = [_file(_inside(path, "profile.json"), "an output of patchrec-fast profile") for path in paths]
     found = []
     for file, name in zip(files, _names([file.parent for file in files]), strict=True):
-        content = _json(file)
-        try:
-            compared, growth = ([Profile(**entry) for entry in content[key]] for key in ("compared", "growth"))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{file}: not a profile of patchrec-fast profile ({error!r})") from error
+        content = _json.load(file, {"compared": [_PROFILE], "growth": [_PROFILE]}, "a profile of patchrec-fast profile")
+        compared, growth = (
+            [Profile(**{field: entry[field] for field in Profile._fields}) for entry in content[key]]
+            for key in ("compared", "growth")
+        )
         found.append(Profiles(name, compared, growth))
     return found
 
@@ -103,12 +123,31 @@ def benchmarks(paths: Paths) -> list[Benchmark]:
     """
     found = []
     for path in map(Path, paths):
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        if not rows or "contestant" not in rows[0] or None in rows[0] or not {"ratio", "ours_faster"} & rows[0].keys():
-            raise ValueError(f"{path}: expected lines with a contestant and its ratio, as the benchmarks record them")
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file, strict=True))
+            for number, row in enumerate(rows, 2):
+                _check_line(row, number)
+        except (csv.Error, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+        if not rows:
+            raise ValueError(f"{path}: {_LINES}")
         found.append(Benchmark(path.stem, rows))
     return found
+
+
+def _check_line(row: dict[str, str], number: int) -> None:
+    ratio = "ours_faster" if "ours_faster" in row else "ratio"
+    if not {"contestant", ratio} <= row.keys() or not {"median_ms", "median_per_s"} & row.keys():
+        raise ValueError(_LINES)
+    if None in row or None in row.values():
+        raise ValueError(f"line {number}: more or fewer values than columns")
+    try:
+        fits = not float(row[ratio]) < 0  # NaN: nothing to compare with
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"line {number}: {ratio}: expected a number of at least 0, got {row[ratio][:40]!r}")
 
 
 def _report(file: Path, entry: Any) -> Report:
@@ -127,16 +166,6 @@ def _file(file: Path, expected: str) -> Path:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file, expected {expected}")
     return file
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 def _names(paths: list[Path]) -> list[str]:

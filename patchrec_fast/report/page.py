@@ -7,8 +7,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .. import _files
+from .._text import printable
 from .._version import __version__
 from .plots import Plot
 
@@ -37,10 +39,16 @@ class Section:
 
 
 def render(title: str, sections: Sequence[Section]) -> str:
-    """The page. Every text is escaped; plots are SVG that `plots.plot` made."""
+    """The page. Every text is escaped, for HTML and as `printable` does; plots are SVG that `plots.plot` made."""
     from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    def shown(value: Any) -> Any:
+        return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=shown
+    )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(title=title, origin=f"patchrec_fast {__version__}", sections=sections)
 

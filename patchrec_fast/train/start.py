@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import models
 from ..data import Dataset, Samples, generate, load, sample_tokenizer
 from ..layout import Prompt
 from ..layout.prompt import END, SEPARATOR, START
@@ -62,19 +62,22 @@ def open_model(
         The model, in float32 on the CPU, and its tokenizer.
 
     Raises:
-        FileNotFoundError, OSError: no such folder.
-        ValueError: a damaged file; a tokenizer missing, or given where the model has one, or without chat template.
+        FileNotFoundError, OSError, ValueError: as `patchrec_fast.models.open_model`.
+        ValueError: a tokenizer missing, or given where the model has one, or without chat template.
     """
+    import torch
+
     texts: dict[str, Any] = {"system": recipe.system or None, "instruction": recipe.instruction}
     if model == TINY:
         if tokenizer is None:
             raise ValueError('tokenizer: expected a folder, or "sample": the tiny model has none of its own')
-        whole = sample_tokenizer(titles.values()) if tokenizer == SAMPLE else _tokenizer(tokenizer)
+        sample = tokenizer == SAMPLE
+        whole = sample_tokenizer(titles.values()) if sample else models.open_tokenizer(tokenizer, hub=True)
         texts.update(hidden=recipe.hidden, layers=recipe.layers, heads=recipe.heads, seed=recipe.seed)
         return tiny_model(titles, whole, **texts)
     if tokenizer is not None:
         raise ValueError(f"tokenizer: {model} has its own, expected none; got {tokenizer}")
-    made, own = _model(model), _tokenizer(model)
+    made, own = models.open_model(model, torch.float32, hub=True)
     needed = Prompt(own, **texts).num_embeddings
     if made.get_input_embeddings().num_embeddings < needed:
         made.resize_token_embeddings(needed)
@@ -101,31 +104,3 @@ def add_adapters(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ran
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
-
-
-def _model(name: str | os.PathLike[str]) -> PreTrainedModel:
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    _check_folder(name, "model", "config.json")
-    try:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except SafetensorError as error:
-        raise ValueError(f"model: a file of weights in {name} is damaged ({error})") from error
-
-
-def _tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    _check_folder(name, "tokenizer", "tokenizer_config.json")
-    return AutoTokenizer.from_pretrained(name)
-
-
-def _check_folder(name: str | os.PathLike[str], what: str, holds: str) -> None:
-    """An error for a path that cannot be meant as a hub name ("owner/name"), or a folder without the file."""
-    path = Path(name)
-    if path.is_dir() and not (path / holds).is_file():
-        raise FileNotFoundError(f"{what}: {path} has no {holds}, expected a folder of a Hugging Face {what}")
-    if not path.is_dir() and (path.exists() or path.is_absolute() or len(path.parts) != 2 or path.parts[0] in ".."):
-        raise FileNotFoundError(f"{what}: no folder {path}; a hub name has the form owner/name")

@@ -48,5 +48,17 @@ def test_an_installed_package_has_none(started, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["bench"]) == 1
     assert "clone the repository" in capsys.readouterr().err
-    monkeypatch.chdir(ROOT)  # an installed package run inside a clone
-    assert bench.checkout() == ROOT
+    monkeypatch.chdir(ROOT)  # inside a clone too: what lies in the working directory is not run
+    assert main(["bench"]) == 1
+    assert not started
+
+
+def test_a_neighbour_s_benchmarks_are_not_ours(monkeypatch, tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "conftest.py").touch()
+    monkeypatch.setattr(bench.patchrec_fast, "__file__", str(tmp_path / "patchrec_fast/__init__.py"))
+    assert bench.checkout() is None
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "another"\n')
+    assert bench.checkout() is None
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "patchrec_fast"\n')
+    assert bench.checkout() == tmp_path

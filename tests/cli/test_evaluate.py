@@ -139,10 +139,9 @@ def copy(folders, tmp_path, **files):
     [
         (["--model", "nowhere"], "no such file"),
         (["--data", "nowhere"], "no such file"),
-        (["--k", "0"], "ks"),
-        (["--limit", "0"], "limit: expected at least 1, got 0"),
-        (["--batch-size", "0"], "batch_size"),
-        (["--policy", "pft-s", "--group", "0"], "group"),
+        (["--keep", "3"], "--keep: the policy is SessionPatches(group=5), which has no keep"),
+        (["--policy", "pft-i", "--group", "3"], "--group: the policy is ItemPatches(keep=5), which has no group"),
+        (["--policy", "text", "--keep", "0"], "--keep: the policy is Text()"),
         (["--device", "abacus"], "--device"),
         (["--compare", "nowhere.json"], "nowhere.json"),
     ],
@@ -152,6 +151,51 @@ def test_bad_input_is_one_line(run, flags, message):
     assert status == 1
     assert message in shown
     assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--k", "--limit", "--batch-size", "--group", "--keep", "--max-items"])
+@pytest.mark.parametrize("value", ["-1", "x", "1.5", "nan", str(10**30), "9" * 5000, "\x1b[2J"])
+def test_absurd_numbers_are_refused_by_name(run, capsys, flag, value):
+    with pytest.raises(SystemExit) as stopped:
+        run(flag, value)
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err
+    assert flag in shown
+    assert shown.count("\n") == 1
+    assert len(shown) < 250
+    assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "policy", "max_items"),
+    [
+        ([], pf.SessionPatches(5), 50),
+        (["--group", 7], pf.SessionPatches(7), 50),
+        (["--policy", "pft-s"], pf.SessionPatches(5), 50),
+        (["--policy", "pft-s", "--group", 7, "--max-items", 3], pf.SessionPatches(7), 3),
+        (["--policy", "pft-i", "--keep", 0], pf.ItemPatches(0), 50),
+        (["--policy", "text", "--max-items", 0], pf.Text(), None),
+    ],
+)
+def test_flags_change_the_saved_policy_field_by_field(run, flags, policy, max_items):
+    status, shown, told = run(*flags, "--limit", 2, "--k", 3, "--json")
+    assert status == 0
+    found = json.loads(shown)
+    assert found["prompt"] == {"policy": repr(policy), "max_items": max_items}
+    assert (found["report"]["settings"]["policy"], found["report"]["settings"]["max_items"]) == (
+        repr(policy),
+        max_items,
+    )
+    items = "all items" if max_items is None else f"newest {max_items} items"
+    assert f"prompt: {policy!r}, {items}\n" in told
+
+
+def test_a_group_other_than_the_default_stays(folders, tmp_path, run):
+    model = copy(folders, tmp_path)
+    Settings("Seen [HISTORY_SEQUENCE]. Next?", policy=pf.SessionPatches(20), max_items=None).save(model)
+    for flags in ([], ["--policy", "pft-s"], ["--policy", "pft-s", "--max-items", "0"]):
+        _, _, told = run("--model", model, *flags, "--limit", 1, "--k", 1)
+        assert "prompt: SessionPatches(group=20), all items\n" in told
 
 
 def test_a_damaged_model(run, folders, tmp_path):

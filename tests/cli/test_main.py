@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line's frame: help, unknown commands, errors in one line."""
 
+import os
+import select
+import subprocess
 import sys
+import unicodedata
+import warnings
 from types import ModuleType
 
 import pytest
 
 from patchrec_fast import __version__
+from patchrec_fast._text import printable
 from patchrec_fast.cli import main as cli
+
+BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
 @pytest.fixture
@@ -91,6 +99,67 @@ def test_a_defect_is_not_hidden(failing):
 def test_interrupted(failing, capsys):
     failing(KeyboardInterrupt())
     assert cli.main(["failing"]) == 130
+
+
+EVIL = "\x1b]0;title\x07\x1b[2J\x9b1mtwo\nlines\u202e\u2066\u2028\ud800\x7f"
+
+
+def test_nothing_that_a_terminal_obeys_comes_out(failing, capsys):
+    failing(ValueError(EVIL))
+    assert cli.main(["failing"]) == 1
+    with pytest.raises(SystemExit):
+        cli.main(["info", EVIL])
+    for line in capsys.readouterr().err.splitlines():
+        assert line.isprintable()
+
+
+def test_text_is_printable():
+    for code in range(sys.maxunicode + 1):
+        character = chr(code)
+        shown = printable(character)
+        assert shown == character or (shown.isprintable() and len(shown) > 1)
+        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(character) in BIDI:
+            assert shown != character
+    persian, emoji = "\u06a9\u062a\u0627\u0628\u200c\u0647\u0627", "\U0001f469\u200d\U0001f680"
+    for text in ("Amélie", "千と千尋", persian, emoji, "a\u00a0b"):
+        assert printable(text) == text
+
+
+def test_a_warning_is_one_line(failing, monkeypatch, capsys):
+    def warn(options):
+        warnings.warn(EVIL, stacklevel=1)
+        return 0
+
+    def show(*given, **_):
+        sys.stderr.write(warnings.formatwarning(*given))
+
+    failing(None)
+    monkeypatch.setattr(sys.modules["patchrec_fast.cli.failing"], "run", warn)
+    monkeypatch.setattr(warnings, "showwarning", show)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.main(["failing"]) == 0
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("patchrec-fast failing: warning: ")
+    assert line.isprintable()
+
+
+@pytest.mark.skipif(not hasattr(select, "poll"), reason="needs a POSIX system")
+def test_a_reader_that_is_gone_and_a_full_disk():
+    def run(stdout, unbuffered):
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-m", "patchrec_fast.cli", "train", "--help"]
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=environment, text=True)
+        return done.returncode, done.stderr
+
+    ours, theirs = os.pipe()
+    os.close(ours)
+    assert run(theirs, "") == (cli.UNREAD, "")
+    os.close(theirs)
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "w") as full:
+            said = "patchrec-fast: error: standard output: No space left on device\n"
+            assert run(full, "") == (1, said)
 
 
 def test_info_runs(capsys):

@@ -2,11 +2,17 @@
 """`patchrec-fast profile`: files and tables."""
 
 import csv
+import dataclasses
 import json
+import shutil
 
 import pytest
+from transformers import AutoTokenizer
 
+from patchrec_fast import SessionPatches
 from patchrec_fast.cli.main import main
+from patchrec_fast.evaluate.profile import long_histories
+from patchrec_fast.hf.settings import Settings
 
 
 @pytest.fixture
@@ -21,7 +27,7 @@ def run(folders, capsys):
 def test_a_model_folder(run, folders, tmp_path):
     pytest.importorskip("matplotlib")
     more = ["--more-than", 200, "--lengths", 5, 50, "--k", 2, "--trace", tmp_path / "trace.json", "--out", tmp_path]
-    status, shown, _ = run("--model", folders.model, *more)
+    status, shown, told = run("--model", folders.model, *more)
     assert status == 0
     assert {path.name for path in tmp_path.iterdir()} == {
         "profile.csv",
@@ -30,9 +36,49 @@ def test_a_model_folder(run, folders, tmp_path):
         "profile.json",
         "trace.json",
     }
-    assert len(list(csv.DictReader((tmp_path / "growth.csv").open()))) == 6
-    assert len(json.loads((tmp_path / "profile.json").read_text())["compared"]) == 4
+    assert len(list(csv.DictReader((tmp_path / "growth.csv").open()))) == 8
+    found = json.loads((tmp_path / "profile.json").read_text())
+    assert found["prompt"] == Settings.load(folders.model).to_dict()
+    own, *figure_8 = found["compared"]
+    assert (own["setting"], own["items"], len(figure_8)) == ("own prompt", 50, 4)
     assert "PFT-S, all items" in shown
+    assert "prompt: SessionPatches(group=5), newest 50 items\n" in told
+    assert main(["report", "--out", str(tmp_path / "r.html"), "--profile", str(tmp_path)]) == 0
+
+
+def test_the_prompt_is_the_model_s_own(run, folders, tmp_path):
+    """Rows of its prompts, as the packer counts them."""
+    pytest.importorskip("matplotlib")
+    model = tmp_path / "model"
+    shutil.copytree(folders.model, model)
+    settings = Settings("Of all that " * 40 + "[HISTORY_SEQUENCE]: next?", "Be brief.", False, SessionPatches(20), 30)
+    settings.save(model)
+    history = long_histories(folders.dataset, 5, 1)
+    flags = ["--model", model, "--more-than", 5, "--users", 1, "--lengths", 5, "--k", 1, "--json", "--out", tmp_path]
+    for more, changed in (([], settings), (["--group", 7], dataclasses.replace(settings, policy=SessionPatches(7)))):
+        _, shown, _ = run(*flags, *more)
+        found = json.loads(shown)
+        assert found["prompt"] == changed.to_dict()
+        packer = changed.packer(folders.dataset.titles, AutoTokenizer.from_pretrained(model))
+        assert found["compared"][0]["rows"] == packer.pack(history).max_seqlen
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_measured(run, folders, tmp_path, monkeypatch):
+    def measured(*_):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr("patchrec_fast.cli.profile._profiler", measured)
+    (tmp_path / "file").touch()
+    flags = ["--shape", "tiny", "--tokenizer", folders.model, "--more-than", 5]
+    for more, said in (
+        (["--out", tmp_path / "file"], "file"),
+        (["--out", tmp_path / "out", "--trace", tmp_path], f"{tmp_path}: a folder, expected a file"),
+        (["--out", tmp_path / "out", "--lengths", 10**6], "--lengths: expected at most"),
+    ):
+        status, _, shown = run(*flags, *more)
+        assert status == 1
+        assert said in shown
+        assert shown.count("\n") == 1
 
 
 def test_a_random_model(run, folders, tmp_path):

@@ -65,9 +65,9 @@ def test_seen_titles_are_left_out(run):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--items", 999], "999"),
+        (["--items", 999, 1, 10**9, 999], f"--items: no item 999, {10**9} among the 300 of the data"),
         (["--history", "no such film at all"], "no title"),
-        (["--items", 1, "--k", 0], "k"),
+        (["--items", 1, "--keep", 2], "which has no keep"),
     ],
 )
 def test_bad_input_is_one_line(run, flags, message):

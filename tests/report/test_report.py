@@ -244,7 +244,7 @@ def test_groups_of_users_end_where_their_names_say():
         (["--evaluation", "run"], "no such file, expected an output of patchrec-fast evaluate"),
         (["--profile", "nowhere"], "no such file, expected an output of patchrec-fast profile"),
         (["--evaluation", "profile.json"], "profile.json: not a report"),
-        (["--evaluation", "compress.csv"], "compress.csv: not JSON"),
+        (["--evaluation", "compress.csv"], "compress.csv: not an output of patchrec-fast evaluate"),
         (["--profile", "text/report.json"], "report.json: not a profile"),
         (["--bench", "run/curves.csv"], "curves.csv: expected lines with a contestant"),
         (["--run", "text"], "curves.csv"),
