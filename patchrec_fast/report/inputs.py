@@ -50,12 +50,13 @@ def runs(folders: Paths) -> list[Run]:
         ValueError: a damaged file.
     """
     from ..train.curves import read  # imports transformers
+    from ..train.folder import load_result
 
     paths = [Path(folder) for folder in folders]
     found = []
     for path, name in zip(paths, _names(paths), strict=True):
         result, curves = path / "result.json", _file(path / "curves.csv", "an output folder of patchrec-fast train")
-        found.append(Run(name, read(curves), _json(result) if result.is_file() else None))
+        found.append(Run(name, read(curves), load_result(result) if result.is_file() else None))
     return found
 
 
