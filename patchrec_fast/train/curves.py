@@ -144,10 +144,12 @@ def read(path: Path) -> list[Point]:
             lines = csv.reader(file)
             if tuple(next(lines, ())) != Point._fields:
                 raise ValueError(f"expected the columns {', '.join(Point._fields)}")
+            number += 1
             points: list[Point] = []
             for line in lines:
                 number = lines.line_num
                 points.append(_point(line, points[-1] if points else None))
+                number += 1  # where the reader may fail next
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path}: line {number}: not curves of a training run, or damaged ({error})") from error
     return points

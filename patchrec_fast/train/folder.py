@@ -79,8 +79,8 @@ def check_same(folder: Path, before: Mapping[str, Any], began_with: Mapping[str,
     """Raises ValueError where a run began with another model, tokenizer, data or prompt."""
     if different := differences(before["began_with"], began_with):
         raise ValueError(
-            f"out: the run in {folder} cannot be resumed, as what it began with differs in {'; '.join(different)}; give "
-            "it what it began with, or start another run in another folder"
+            f"out: the run in {folder} cannot be resumed: what it began with differs in {'; '.join(different)}; "
+            "give it what it began with, or start another run in another folder"
         )
 
 

@@ -172,3 +172,30 @@ def test_a_file_that_is_no_report(tmp_path, content):
     path.write_text(content)
     with pytest.raises(ValueError, match=r"report\.json: not a report"):
         Report.load(path)
+
+
+WRONG = ({"a": "x"}, ["x"], [1.5], "text", 1e400, True)
+
+
+@pytest.mark.parametrize("entry", ["report", None])
+def test_a_report_of_another_shape(clockwork, test_split, tmp_path, entry):
+    path = tmp_path / "report.json"
+    good = pf.evaluate(clockwork(), test_split).to_dict()
+
+    def load(fields):
+        path.write_text(json.dumps(fields if entry is None else {entry: fields}))
+        return Report.load(path)
+
+    assert load(good).to_dict() == good
+    for name in set(good) - {"metrics", "settings"}:
+        for value in (
+            *WRONG,
+            *([None] if name in ("name", "ks", "ranks", "users", "identity", "shared_titles") else []),
+        ):
+            if name in ("name", "identity", "memory_kind") and value == "text":
+                continue
+            with pytest.raises(ValueError, match=r"report\.json: not a report"):
+                load({**good, name: value})
+    for change in ({"settings": None}, {"ranks": good["ranks"][1:]}, {"ks": []}, {"ks": [0]}, {"users": []}, {"x": 1}):
+        with pytest.raises(ValueError, match=r"report\.json: not a report"):
+            load({**good, **change})
