@@ -103,6 +103,7 @@ def _quiet() -> None:
 
 
 def _summary(result: dict[str, Any]) -> str:
-    losses = f"{result['first_val_loss']:.3f} -> {result['val_loss']:.3f}"
+    given = result["val_loss"] is not None
+    losses = f"{result['first_val_loss']:.3f} -> {result['val_loss']:.3f}" if given else "none"
     speed = f"{result['tokens_per_second']:,.0f} tokens/s"
     return f"{result['out']}: {result['stage']}, {result['steps']} steps, validation loss {losses}, {speed}"

@@ -4,16 +4,33 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from .. import _files
+from .. import _files, _json
 from .intervals import Comparison, Estimate, compare, estimate
-from .metrics import Values, values
+from .metrics import MISS, Values, values
+
+_NONE = type(None)
+_SHAPE = {
+    "metrics": dict,
+    "name": str,
+    "ks": [int],
+    "ranks": [int],
+    "users": [int],
+    "identity": str,
+    "shared_titles": int,
+    "shared_targets": int,
+}
+_OPTIONAL = {
+    "rows": (float, _NONE),
+    "seconds": (dict, _NONE),
+    "peak_memory": (int, _NONE),
+    "memory_kind": (str, _NONE),
+    "settings": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -76,15 +93,23 @@ class Report:
         """What `to_dict` gave.
 
         Raises:
-            TypeError, KeyError: it is something else.
+            ValueError: it is something else, and what.
         """
-        fields = dict(fields)
-        del fields["metrics"]
-        return cls(**{**fields, "ks": tuple(fields["ks"])})
+        _json.check(fields, {**_SHAPE, **{name: kind for name, kind in _OPTIONAL.items() if name in fields}})
+        _json.check(fields.get("seconds") or {}, {str: float}, "seconds")
+        given = {name: value for name, value in fields.items() if name != "metrics"}
+        if unknown := given.keys() - {field.name for field in dataclasses.fields(cls)}:
+            raise ValueError(f"unknown {', '.join(sorted(unknown))}")
+        ranks, users = fields["ranks"], fields["users"]
+        if not ranks or len(users) != len(ranks):
+            raise ValueError(f"ranks, users: expected as many of each, and some, got {len(ranks)} and {len(users)}")
+        if min(ranks) < MISS or not fields["ks"] or min(fields["ks"]) < 1:
+            raise ValueError(f"ranks, ks: expected no rank below {MISS} and every K above 0")
+        return cls(**{**given, "ks": tuple(fields["ks"])})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON, whole or not at all."""
-        _files.write(path, json.dumps(self.to_dict(), ensure_ascii=False) + "\n")
+        _files.write(path, _json.dumps(self.to_dict()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Report:
@@ -94,11 +119,11 @@ class Report:
             OSError: no such file.
             ValueError: it is not a report.
         """
+        content = _json.load(path, dict, "a report of patchrec-fast evaluate")
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls.from_dict(content.get("report", content))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path}: not a report of patchrec-fast evaluate ({error!r})") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: not a report of patchrec-fast evaluate, or damaged ({error})") from error
 
     def __str__(self) -> str:
         users = len(set(self.users))

@@ -7,7 +7,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from ..layout.policies import check_count
 from . import fingerprint
 from .cost import measured
 from .journal import Journal
-from .metrics import ranks
+from .metrics import MISS, ranks
 from .report import Report
 from .samples import checked, identity, users_of
 
@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 
 _Samples = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # flat, offsets, targets
 JOURNAL, REPORT, TABLE = "batches.jsonl", "report.json", "report.txt"
+_ENTRY = {
+    "begin": int,
+    "ranks": [int],
+    "rows": int,
+    "seconds": {str: float},
+    "peak_memory": int,
+    "memory_kind": str,
+}
 
 
 def evaluate(
@@ -59,7 +67,8 @@ def evaluate(
         method: as `Recommender.recommend` takes it.
         batch_size: samples decoded at once.
         out: a folder that keeps each batch as soon as it is done (`batches.jsonl`), and at the end `report.json` and
-            `report.txt`. A run that was killed goes on there, having lost the batch in flight.
+            `report.txt`. A run that was killed goes on there, having lost the batch in flight, if model, prompts,
+            samples and options are what they were (`evaluate.fingerprint`). One run at a time.
         progress: a bar, where stderr is a terminal.
         users: (S,) whose sample each is; None finds it for samples in the order of `Dataset.split`
             (`evaluate.samples.users_of`).
@@ -72,7 +81,8 @@ def evaluate(
     Raises:
         TypeError: ids that are not integers.
         ValueError: no samples, an empty history, an unknown item, a K below 1; an `out` with the results of another
-            model, other prompts, samples or options.
+            model, other prompts, samples or options, with a damaged journal, or in use by another run.
+        OSError: a file in `out` cannot be written.
     """
     _check(ks, batch_size)
     flat, offsets, targets = checked(*samples)
@@ -82,7 +92,14 @@ def evaluate(
     if owners.shape != targets.shape:
         raise ValueError(f"users: expected shape {targets.shape}, got {owners.shape}")
     decode = _Decode(rec, max(ks), method, options)
-    with rec.unchanged(), _journal(out, decode, (flat, offsets, targets)) as journal:
+    read = {}
+    with ExitStack() as stack:
+        stack.enter_context(rec.unchanged())
+        journal = None
+        if out is not None:
+            header = decode.header((flat, offsets, targets))
+            read = {"weights_read": header["weights_read"]}  # what the journal knows the model by
+            journal = stack.enter_context(Journal(Path(out) / JOURNAL, header, _ENTRY))
         entries = _batches(decode, flat, offsets, wanted, batch_size, journal, progress)
 
     shared = _shared(catalogue)
@@ -98,7 +115,7 @@ def evaluate(
         seconds=_mean_seconds(entries, len(targets)),
         peak_memory=max(entry["peak_memory"] for entry in entries),
         memory_kind=entries[-1]["memory_kind"],
-        settings={**decode.settings, "batch_size": batch_size, **decode.machine()},
+        settings={**decode.settings, "batch_size": batch_size, **decode.machine(), **read},
     )
     if out is not None:
         report.save(Path(out) / REPORT)
@@ -121,7 +138,7 @@ class _Decode:
         self._rec, self._k, self._options = rec, k, {"method": method, **options}
         self.settings = {
             "k": k,
-            **{option: _json_value(value) for option, value in self._options.items()},
+            **{option: fingerprint.plain(value) for option, value in self._options.items()},
             "policy": repr(rec.packer.policy),
             "max_items": rec.packer.max_items,
         }
@@ -129,9 +146,9 @@ class _Decode:
     def header(self, samples: _Samples) -> dict[str, Any]:
         """What a journal is of."""
         return {
-            **self.settings,
-            "model": fingerprint.of_model(self._rec.model),
-            "prompts": fingerprint.of_packer(self._rec.packer),
+            **{name: value for name, value in self.settings.items() if name not in ("policy", "max_items")},
+            **fingerprint.of_model(self._rec.model),
+            **fingerprint.of_packer(self._rec.packer),
             "samples": fingerprint.of_samples(*samples),
         }
 
@@ -159,10 +176,6 @@ class _Decode:
         }
 
 
-def _journal(out: str | os.PathLike[str] | None, decode: _Decode, samples: _Samples) -> AbstractContextManager[Any]:
-    return nullcontext() if out is None else Journal(Path(out) / JOURNAL, decode.header(samples))
-
-
 def _batches(
     decode: _Decode,
     flat: NDArray[np.int64],
@@ -177,10 +190,15 @@ def _batches(
 
     entries = [] if journal is None else list(journal.entries)
     done = 0
-    for entry in entries:
-        if entry["begin"] != done:
-            raise ValueError(f"out: a batch in it begins at {entry['begin']}, expected {done}; did two runs write it?")
-        done += len(entry["ranks"])
+    for line, entry in enumerate(entries, 2):
+        count = len(entry["ranks"])
+        if entry["begin"] != done or not 0 < count <= len(wanted) - done or min(entry["ranks"]) < MISS:
+            path = None if journal is None else journal.path
+            raise ValueError(
+                f"{path}: line {line}: its {count} samples begin at {entry['begin']}, expected {done} of {len(wanted)} "
+                "and no rank below -1; the file is damaged: remove the line and those after it"
+            )
+        done += count
     with tqdm(total=len(wanted), initial=done, unit=" samples", disable=None if progress else True) as bar:
         while done < len(wanted):
             cut = offsets[done : done + batch_size + 1]
@@ -192,10 +210,6 @@ def _batches(
             done += count
             bar.update(count)
     return entries
-
-
-def _json_value(option: Any) -> bool | int | float | str | None:
-    return option if option is None or isinstance(option, bool | int | float | str) else repr(option)
 
 
 def _shared(catalogue: Catalogue) -> NDArray[np.int64]:

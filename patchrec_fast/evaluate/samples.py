@@ -17,8 +17,10 @@ def checked(histories: Histories, targets: ArrayLike) -> tuple[NDArray[np.int64]
         TypeError: ids that are not integers.
         ValueError: no samples, an empty history, or other than one target a history.
     """
-    flat, offsets = flatten(histories)
     wanted = integers("targets", targets)
+    if not len(wanted):
+        raise ValueError("samples: got none, expected at least one; is the split that they are of empty?")
+    flat, offsets = flatten(histories)
     if len(wanted) != len(offsets) - 1:
         raise ValueError(f"targets: got {len(wanted)} for {len(offsets) - 1} histories, expected one a history")
     return flat, offsets, wanted

@@ -19,16 +19,6 @@ if TYPE_CHECKING:
 
 Paths = Iterable[str | os.PathLike[str]]
 _PROFILE: dict[str, Any] = get_type_hints(Profile)
-_LOSS = (float, type(None))
-_RESULT = {
-    "stage": str,
-    "steps": int,
-    "first_val_loss": _LOSS,
-    "val_loss": _LOSS,
-    "tokens": int,
-    "seconds": float,
-    "tokens_per_second": float,
-}
 _LINES = "expected lines with a contestant, its median and its ratio, as the benchmarks record them"
 
 
@@ -63,6 +53,7 @@ def runs(folders: Paths) -> list[Run]:
         ValueError: a damaged file.
     """
     from ..train.curves import read  # imports transformers
+    from ..train.folder import load_result
 
     paths = [Path(folder) for folder in folders]
     found = []
@@ -71,7 +62,7 @@ def runs(folders: Paths) -> list[Run]:
         points = read(curves)
         if not all(math.isfinite(value) for point in points for value in (point.step, point.loss, point.tokens)):
             raise ValueError(f"{curves}: expected finite numbers")
-        found.append(Run(name, points, _json.load(result, _RESULT, "a result") if result.is_file() else None))
+        found.append(Run(name, points, load_result(result) if result.is_file() else None))
     return found
 
 

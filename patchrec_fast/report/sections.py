@@ -180,7 +180,7 @@ def _outcome(run: Run) -> list[str]:
     return [
         found["stage"],
         f"{found['steps']:,}",
-        *("" if found[name] is None else f"{found[name]:.4f}" for name in ("first_val_loss", "val_loss")),
+        *("none" if (loss := found[key]) is None else f"{loss:.4f}" for key in ("first_val_loss", "val_loss")),
         f"{found['tokens'] / 1e6:,.2f}",
         f"{found['seconds']:,.1f}",
         f"{found['tokens_per_second']:,.0f}",

@@ -1,63 +1,129 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoints can be resumed from.
+"""Checkpoints that appear whole or not at all, and which of them a run goes on from.
 
-Trainer writes a checkpoint's files one after another under their final names, so a run that is killed meanwhile
-leaves a folder that looks like a checkpoint. The seal is written last; a folder without one is not taken.
+Trainer writes a checkpoint's files one after another. Here it does so in a folder of unfinished things; the seal, the
+size and SHA-256 of every file, is written last, then the checkpoint is renamed into its place. What a killed run left
+unfinished is removed when the run goes on.
 """
 
-import json
+import hashlib
+import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer
 
+from .. import _json
 from .._files import write
 from ..hf.settings import Settings
 
 SEAL = "checkpoint.json"
+UNFINISHED = "unfinished"
+_SHAPE = {str: {"bytes": int, "sha256": str}}
 
 
-class Seal(TrainerCallback):
-    """Adds the tokenizer and `patchrec.json` to each checkpoint, then the seal: the size of every file."""
+class CheckpointingTrainer(Trainer):
+    """The stock Trainer. Each checkpoint has the tokenizer, `patchrec.json` and the seal too; only the newest stay."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
+    def __init__(self, *arguments: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings, keep: int, **rest: Any):
+        super().__init__(*arguments, **rest)
         self._tokenizer = tokenizer
         self._settings = settings
+        self._keep = keep
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()  # each process writes the state of its random numbers
-        if not state.is_world_process_zero:
-            return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self._tokenizer.save_pretrained(folder)
-        self._settings.save(folder)
-        write(folder / SEAL, json.dumps(_sizes(folder), indent=1) + "\n")
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where Trainer writes checkpoints."""
+        return str(Path(self.args.output_dir) / UNFINISHED)
+
+    def _save_checkpoint(self, *arguments: Any, **rest: Any) -> None:
+        name = f"checkpoint-{self.state.global_step}"
+        out = Path(self.args.output_dir)
+        unfinished = out / UNFINISHED / name
+        with saving(out / name, unfinished):
+            super()._save_checkpoint(*arguments, **rest)
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.barrier()  # each process writes the state of its random numbers
+            if self.is_world_process_zero():
+                self._tokenizer.save_pretrained(unfinished)
+                self._settings.save(unfinished)
+                write(unfinished / SEAL, _json.dumps(_measured(unfinished), indent=1))
+                os.rename(unfinished, out / name)
+        if self.is_world_process_zero():
+            _prune(out, self._keep)
+
+
+@contextmanager
+def saving(path: Path, unfinished: Path) -> Iterator[None]:
+    """Names what could not be saved, whatever library failed at it, and gives the room back."""
+    try:
+        yield
+    except Exception as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(f"{path}: could not be saved ({reason}); what was saved before is kept") from error
 
 
 def latest(out: Path) -> Path | None:
-    """The newest sealed checkpoint of an output folder.
+    """The newest sealed checkpoint of an output folder."""
+    sealed = _sealed(out)
+    return sealed[max(sealed)] if sealed else None
 
-    Raises:
-        ValueError: a file of it is missing or is not as long as it was written.
-    """
+
+def check(folder: Path) -> None:
+    """Raises ValueError where a file of a checkpoint is missing or is not as it was written; the message names it."""
+    actual = dict(_files(folder))
+    for name, written in _json.load(folder / SEAL, _SHAPE, "the seal of a checkpoint").items():
+        size = actual[name].stat().st_size if name in actual else 0
+        if size != written["bytes"]:
+            problem = f"expected {written['bytes']} bytes, got {size}"
+        elif _sha256(actual[name]) != written["sha256"]:
+            problem = "its content is not what was written"
+        else:
+            continue
+        raise ValueError(
+            f"{folder / name}: the checkpoint is damaged: {problem}; remove its folder to resume from the checkpoint "
+            "before it"
+        )
+
+
+def clean(out: Path) -> None:
+    """Removes what a killed run left unfinished, and checkpoints without seal."""
+    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+    sealed = _sealed(out).values()
+    for path in out.glob("checkpoint-*"):
+        if path not in sealed and path.is_dir():
+            shutil.rmtree(path)
+
+
+def _prune(out: Path, keep: int) -> None:
+    """Removes the oldest checkpoints: out of their place at once, then their files."""
+    sealed = _sealed(out)
+    for step in sorted(sealed)[:-keep]:
+        gone = out / UNFINISHED / sealed[step].name
+        gone.parent.mkdir(exist_ok=True)
+        os.rename(sealed[step], gone)
+        shutil.rmtree(gone)
+
+
+def _sealed(out: Path) -> dict[int, Path]:
     found = {int(name[1]): path for path in out.glob("checkpoint-*") if (name := re.fullmatch(r".*-(\d+)", path.name))}
-    sealed = [step for step, path in found.items() if (path / SEAL).is_file()]
-    if not sealed:
-        return None
-    folder = found[max(sealed)]
-    actual = _sizes(folder)
-    for name, size in json.loads((folder / SEAL).read_text()).items():
-        if actual.get(name) != size:
-            raise ValueError(
-                f"{folder / name}: the checkpoint is damaged: expected {size} bytes, got {actual.get(name, 0)}; "
-                "remove its folder to resume from the checkpoint before it"
-            )
-    return folder
+    return {step: path for step, path in found.items() if (path / SEAL).is_file()}
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SEAL)
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SEAL)
+    return [(path.relative_to(folder).as_posix(), path) for path in paths]
+
+
+def _measured(folder: Path) -> dict[str, Any]:
+    return {name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for name, path in _files(folder)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,6 +15,8 @@ from transformers.utils import logging
 
 from .._files import write
 
+SPLITS = ("train", "val")
+
 
 class Point(NamedTuple):
     """One line of the file."""
@@ -52,7 +54,7 @@ class Curves(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
     ) -> None:
-        if state.global_step and self._path.is_file():
+        if state.global_step:
             self.points = [point for point in read(self._path) if point.step <= state.global_step]
             self._seconds = self.points[-1].seconds if self.points else 0.0
         count = torch.compiler.disable(self._count) if args.torch_compile else self._count
@@ -63,7 +65,7 @@ class Curves(TrainerCallback):
         self._seconds += time.perf_counter() - self._since
         self._since = time.perf_counter()
         last = state.global_step >= state.max_steps
-        control.should_evaluate |= last
+        control.should_evaluate |= last and args.eval_strategy != "no"
         control.should_log |= last or control.should_save  # so that a resumed run knows its tokens and seconds
 
     def on_log(
@@ -119,7 +121,7 @@ class Bar(TrainerCallback):
         self._bar.update(state.global_step - self._bar.n)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        losses = {split: self._curves.last(split) for split in ("train", "val")}
+        losses = {split: self._curves.last(split) for split in SPLITS}
         shown = {split: f"{point.loss:.3f}" for split, point in losses.items() if point}
         self._bar.set_postfix({**shown, "tokens/s": f"{self._curves.speed:,.0f}"})
 
@@ -133,14 +135,35 @@ def read(path: Path) -> list[Point]:
     """The points of a file.
 
     Raises:
-        ValueError: it is not one that `Curves` wrote.
+        OSError: no such file.
+        ValueError: it is not one that `Curves` wrote; the message names the line.
     """
-    with path.open(newline="") as file:
-        lines = csv.DictReader(file)
-        try:
-            return [
-                Point(int(at["step"]), at["split"], float(at["loss"]), int(at["tokens"]), float(at["seconds"]))
-                for at in lines
-            ]
-        except (KeyError, ValueError, TypeError) as error:
-            raise ValueError(f"{path}: not curves of a training run ({error})") from error
+    number = 1
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = csv.reader(file)
+            if tuple(next(lines, ())) != Point._fields:
+                raise ValueError(f"expected the columns {', '.join(Point._fields)}")
+            number += 1
+            points: list[Point] = []
+            for line in lines:
+                number = lines.line_num
+                points.append(_point(line, points[-1] if points else None))
+                number += 1  # where the reader may fail next
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: line {number}: not curves of a training run, or damaged ({error})") from error
+    return points
+
+
+def _point(line: list[str], before: Point | None) -> Point:
+    if len(line) != len(Point._fields):
+        raise ValueError(f"expected {len(Point._fields)} values, got {len(line)}")
+    step, split, loss, tokens, seconds = line
+    point = Point(int(step), split, float(loss), int(tokens), float(seconds))
+    if split not in SPLITS:
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+    for name in ("step", "tokens", "seconds"):
+        value = getattr(point, name)
+        if not getattr(before, name, 0) <= value < float("inf"):
+            raise ValueError(f"{name}: expected no less than in the line before, got {value}")
+    return point

@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import json
 import os
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,12 +27,15 @@ from .stages import STAGES
 
 FOLDER = Path(__file__).parent / "recipes"
 _SOME = 1e-9  # more than nothing
+_MANY = 2**31 - 1  # more than anybody has of anything that is counted
 BUILT_IN = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 
 
-def _key(default: Any, text: str, least: float | None = None) -> Any:
-    """A field with its help and its smallest value."""
-    return dataclasses.field(default=default, metadata={"help": text, "least": least})
+def _key(default: Any, text: str, least: float | None = None, most: float | None = None) -> Any:
+    """A field with its help, its smallest value and its largest; that of a whole number is never above `_MANY`."""
+    if least is not None and most is None:
+        most = sys.float_info.max if isinstance(default, float) else _MANY
+    return dataclasses.field(default=default, metadata={"help": text, "least": least, "most": most})
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Recipe:
     max_items: int = _key(100, "K: newest items of a history that a prompt holds", 1)
     keep: int = _key(5, "N: newest items that stay text (pft-i)", 0)
     group: int = _key(5, "g: items of a session (pft-s)", 1)
-    p: float | None = _key(None, "constant probability of a patch (pretrain), of leaving out (dropout)", 0)
+    p: float | None = _key(None, "constant probability of a patch (pretrain), of leaving out (dropout)", 0, 1)
 
     learning_rate: float = _key(1e-5, "peak of the learning rate", 0)
     schedule: str = _key("cosine", "transformers' name of the learning-rate schedule")
@@ -62,9 +66,9 @@ class Recipe:
     batch: int | None = _key(64, "sequences an optimizer step, over all processes", 1)
     rows: int | None = _key(None, "instead of batch: rows that fill a micro-batch of one process", 1)
     accumulation: int = _key(1, "micro-batches an optimizer step of one process", 1)
-    epochs: int = _key(1, "passes over the training split", 1)
+    epochs: int = _key(1, "passes over the training split", 1, 10_000)
     steps: int | None = _key(None, "stop after so many optimizer steps", 1)
-    seed: int = _key(0, "of weights, order and random patches", 0)
+    seed: int = _key(0, "of weights, order and random patches", 0, 2**32 - 1)
     limit_train: int | None = _key(None, "take only so many training samples, evenly spread", 1)
     limit_val: int | None = _key(None, "take only so many validation samples, evenly spread", 1)
 
@@ -75,27 +79,31 @@ class Recipe:
     share_prefix: bool | None = _key(
         None, "compute the rows before the history once a micro-batch; by default where the attention is ours"
     )
-    workers: int = _key(0, "processes that pack batches ahead", 0)
+    workers: int = _key(0, "processes that pack batches ahead", 0, 1024)
     lora: bool = _key(False, "train low-rank adapters, merged into the model at the end")
-    lora_rank: int = _key(16, "rank of the adapters; their alpha is twice it", 1)
+    lora_rank: int = _key(16, "rank of the adapters; their alpha is twice it", 1, 65_536)
 
-    hidden: int = _key(256, "columns of the tiny model", 2)
-    layers: int = _key(4, "layers of the tiny model", 1)
-    heads: int = _key(4, "attention heads of the tiny model", 1)
+    hidden: int = _key(256, "columns of the tiny model", 2, 65_536)
+    layers: int = _key(4, "layers of the tiny model", 1, 1024)
+    heads: int = _key(4, "attention heads of the tiny model", 1, 1024)
 
-    log_steps: float = _key(10, "optimizer steps between training losses; a fraction of all below 1", _SOME)
-    eval_steps: float = _key(0.1, "the same between validation losses", _SOME)
-    save_steps: float = _key(0.1, "the same between checkpoints", _SOME)
+    log_steps: float = _key(10, "optimizer steps between training losses; a fraction of all below 1", _SOME, _MANY)
+    eval_steps: float = _key(0.1, "the same between validation losses", _SOME, _MANY)
+    save_steps: float = _key(0.1, "the same between checkpoints", _SOME, _MANY)
     checkpoints: int = _key(2, "newest checkpoints that are kept", 2)
     report_to: str = _key("none", "transformers' names of trackers (tensorboard, wandb), comma-separated")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check(field.name, getattr(self, field.name), TYPES[field.name], field.metadata["least"])
+            _check(field.name, getattr(self, field.name), TYPES[field.name], **field.metadata)
         if (self.batch is None) == (self.rows is None):
             raise ValueError(f"batch, rows: expected one of them, got batch={self.batch}, rows={self.rows}")
         if self.warmup >= 1:
             raise ValueError(f"warmup: expected a fraction below 1, got {self.warmup}")
+        for name in ("log_steps", "eval_steps", "save_steps"):
+            value = getattr(self, name)
+            if value > 1 and value % 1:
+                raise ValueError(f"{name}: expected a whole number or a fraction below 1, got {value}")
 
     def override(self, changes: Mapping[str, Any]) -> Recipe:
         """A copy with some keys changed; giving `rows` takes `batch` away, and the other way round."""
@@ -137,6 +145,8 @@ def load(source: str | os.PathLike[str], stage: str) -> Recipe:
         for name, changes in [("", table), *stages.items()]:
             _known(f"key of [stage.{name}]" if name else "key", changes, TYPES)
         return Recipe().override(table).override(stages.get(stage, {}))
+    except RecursionError as error:
+        raise ValueError(f"{path}: nested too deep") from error
     except (ValueError, TypeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{path}: {error}") from error
@@ -151,14 +161,17 @@ def _known(kind: str, given: Any, expected: Iterable[str]) -> None:
             raise ValueError(f"unknown {kind} {name!r}, did you mean {nearest[0]!r}?")
 
 
-def _check(name: str, value: Any, kind: Any, least: float | None) -> None:
+def _check(name: str, value: Any, kind: Any, *, least: float | None, most: float | None, help: str) -> None:
     allowed = get_args(kind) or (kind,)
     number = float in allowed and isinstance(value, int)
     if not (isinstance(value, allowed) or number) or (isinstance(value, bool) and bool not in allowed):
         names = " or ".join("none" if one is NoneType else one.__name__ for one in allowed)
         raise TypeError(f"{name}: expected {names}, got {value!r}")
-    if least is not None and value is not None and not least <= value < float("inf"):
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
+    if value is None or least is None or most is None or least <= value <= most:
+        return
+    if value > most and most != sys.float_info.max:
+        raise ValueError(f"{name}: expected at most {most}, got {value}")
+    raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
 def _toml(value: str | float) -> str:

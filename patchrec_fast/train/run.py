@@ -12,39 +12,37 @@ The output folder:
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.metadata
-import json
 import math
 import os
-import platform
 import shutil
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from .. import __version__
+from .. import _json
 from .._files import write
+from .._lock import only_one
+from ..data import Dataset
+from ..evaluate import fingerprint
 from ..hf import Attachment, attach
 from ..hf.attention import KERNELS
 from ..hf.settings import Settings
+from ..layout import Packer
 from .arguments import trainer_arguments
 from .batches import MicroBatches
+from .folder import RECIPE, RESULT, check_new, check_recipe, check_same, load_result, load_run, start
 from .recipes import Recipe
 from .stages import Stage
 from .stages import stage as make_stage
-from .start import add_adapters, open_data, open_model, some
+from .start import TINY, add_adapters, open_data, open_model, some
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
 
     from .curves import Curves
-
-_FREE = {"log_steps", "eval_steps", "save_steps", "checkpoints", "report_to", "workers", "limit_val"}
-"""Keys that a resumed run may change: its weights do not depend on them."""
-_PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy")
-RECIPE, RUN, RESULT = "recipe.toml", "run.json", "result.json"
 
 
 class _Run(NamedTuple):
@@ -56,6 +54,7 @@ class _Run(NamedTuple):
     settings: Settings
     attachment: Attachment
     samples: int
+    began_with: dict[str, Any]
 
 
 def train(
@@ -75,19 +74,23 @@ def train(
         stage: one of `STAGES`.
         model: a Hugging Face folder, such as the output of a former stage, or a hub name; or "tiny".
         data: a folder in the prepared format, or "sample" for the generated one.
-        out: the output folder; new, empty or of a run that failed before its first loss, unless resuming.
+        out: the output folder; new, empty or of a run that failed before its first loss, unless resuming. One run at a
+            time.
         tokenizer: only for "tiny": a folder, or "sample".
-        resume: go on from the newest whole checkpoint of `out`, or from the start where it has none yet; the weights
-            come out bit for bit as if nothing had happened. A finished run is left as it is.
+        resume: go on from the newest checkpoint of `out`, or from the start where it has none yet; the weights
+            come out bit for bit as if nothing had happened. The model, tokenizer and data may have moved, not changed.
+            A finished run is left as it is.
 
     Returns:
         What `result.json` holds: stage, steps, samples, train_loss (the last one), val_loss and first_val_loss (nats a
-        supervised token), tokens (rows learnt from), seconds (of training alone), tokens_per_second, out.
+        supervised token; None where the data have no validation samples), tokens (rows learnt from), seconds (of
+        training alone), tokens_per_second, out.
 
     Raises:
         ImportError: accelerate, or peft for LoRA, is not installed.
         FileNotFoundError, ValueError, TypeError: an input that is missing or wrong; an output folder in use; another
-            run than the one to be resumed; a damaged checkpoint.
+            run than the one to be resumed; a damaged file of it.
+        OSError: a file cannot be written. What was written before stays, so that the run can be resumed.
         FloatingPointError: a loss that is not finite; the message names the file that holds the batch.
     """
     folder = Path(out)
@@ -100,54 +103,54 @@ def train(
         "tokenizer": tokenizer and str(tokenizer),
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
     }
+    if resume and main:
+        load_run(folder)  # before the folder would be made
+    if not resume and main:
+        check_new(folder)
+    with only_one(folder) if main else nullcontext():
+        return _train(recipe, chosen, run, folder, main, resume)
+
+
+def _train(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path, main: bool, resume: bool) -> dict[str, Any]:
+    """`train` in a folder that is held."""
     if main:
-        _prepare(folder, recipe, run, resume)
+        if resume:
+            check_recipe(folder, load_run(folder), recipe, run)
+        else:
+            check_new(folder)
     if resume and (folder / RESULT).is_file():
-        return json.loads((folder / RESULT).read_text())
-    ready = _assemble(recipe, chosen, run, folder)
+        return load_result(folder / RESULT)
+    ready = _assemble(recipe, stage, run, folder)
 
-    from .checkpoints import latest
+    from .checkpoints import UNFINISHED, check, clean, latest, saving
 
-    checkpoint = latest(folder) if resume else None
-    ready.trainer.args.eval_on_start = checkpoint is None
-    ready.trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    _save(ready, folder, recipe.lora)
-    result = _result(stage, folder, ready)
     if main:
-        write(folder / RESULT, _json(result))
+        if resume:
+            check_same(folder, load_run(folder), ready.began_with)
+            if not (folder / RECIPE).is_file():  # killed before it was written
+                recipe.save(folder / RECIPE)
+        else:
+            start(folder, recipe, run, ready.began_with)
+        clean(folder)
+    checkpoint = latest(folder) if resume else None
+    if checkpoint is not None and main:
+        check(checkpoint)
+    ready.trainer.args.eval_on_start = checkpoint is None and ready.trainer.eval_dataset is not None
+    ready.trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    with saving(folder / "model.safetensors", folder / UNFINISHED):
+        _save(ready, folder, folder / UNFINISHED, recipe.lora)
+    result = _result(stage.name, folder, ready)
+    if main:
+        write(folder / RESULT, _json.dumps(result, indent=1))
     return result
-
-
-def _prepare(folder: Path, recipe: Recipe, run: dict[str, Any], resume: bool) -> None:
-    """Claims a new output folder, or one whose run never started, or checks that it belongs to the same run."""
-    if not resume:
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"out: {folder} is a file, expected a folder that is new or empty")
-        if folder.exists() and {path.name for path in folder.iterdir()} not in (set(), {RECIPE, RUN}):
-            raise ValueError(f"out: {folder} is not empty; give a new folder, or --resume the run that it holds")
-        folder.mkdir(parents=True, exist_ok=True)
-        recipe.save(folder / RECIPE)
-        versions = {name: importlib.metadata.version(name) for name in _PACKAGES if _installed(name)}
-        versions |= {"patchrec_fast": __version__, "python": platform.python_version()}
-        write(folder / RUN, _json({**run, "recipe": dataclasses.asdict(recipe), "versions": versions}))
-        return
-    if not (folder / RUN).is_file():
-        raise FileNotFoundError(f"out: {folder} holds no run to resume; it has no {RUN}")
-    before = json.loads((folder / RUN).read_text())
-    old = {**before["recipe"], **{name: before[name] for name in run}}
-    for name, value in {**dataclasses.asdict(recipe), **run}.items():
-        if name not in _FREE and old.get(name) != value:
-            raise ValueError(
-                f"{name}: the run in {folder} had {old.get(name)!r}, got {value!r}; it cannot be resumed so"
-            )
 
 
 def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -> _Run:
     """The trainer, ready to start."""
-    from transformers import Trainer, TrainingArguments, set_seed
+    from transformers import TrainingArguments, set_seed
     from transformers.trainer_callback import PrinterCallback
 
-    from .checkpoints import Seal
+    from .checkpoints import CheckpointingTrainer
     from .curves import Bar, Curves
     from .guard import Guard
 
@@ -156,12 +159,15 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
     model, tokenizer = open_model(run["model"], run["tokenizer"], dataset.titles, recipe)
     settings = Settings(recipe.instruction, recipe.system or None, recipe.separators, stage.final, recipe.max_items)
     packer = settings.packer(dataset.titles, tokenizer)
+    began_with = _began_with(run, model, tokenizer, dataset, packer)
     packer.plan = torch.cuda.is_available()
     ours = recipe.attention in ("auto", *KERNELS)
     packer.share_prefix = ours if recipe.share_prefix is None else recipe.share_prefix
     world_size = run["processes"]
     shape = _micro_batch(recipe, world_size)
     samples = some(dataset.split("train", recipe.max_items), recipe.limit_train)
+    if not len(samples.targets):
+        raise ValueError(f"data: {run['data']} has no training samples: its split 'train' is empty")
     batches = MicroBatches(
         samples,
         packer,
@@ -173,9 +179,11 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
         steps=recipe.steps,
         seed=recipe.seed,
     )
-    validation = some(dataset.split("val", recipe.max_items), recipe.limit_val)
-    checked = MicroBatches(validation, packer, stage, **shape, world_size=world_size, evaluation=True)
-    arguments = TrainingArguments(**_arguments(recipe, folder, batches.optimizer_steps), **trainer_arguments(batches))
+    validation = _validation(dataset, recipe, run, packer, stage, shape)
+    arguments = TrainingArguments(
+        **_arguments(recipe, folder, batches.optimizer_steps, evaluated=validation is not None),
+        **trainer_arguments(batches),
+    )
     if arguments.n_gpu > 1:
         raise ValueError(f"{arguments.n_gpu} GPUs are visible: start one process a GPU with torchrun, or show only one")
     if recipe.gradient_checkpointing:  # by hand: Trainer's argument for it has two names
@@ -185,16 +193,55 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
         model = add_adapters(model, tokenizer, recipe.lora_rank)
     attachment = attach(model, recipe.attention)
     curves = Curves(folder / "curves.csv")
-    trainer = Trainer(
+    trainer = CheckpointingTrainer(
         model,
         arguments,
         data_collator=batches.collate,
         train_dataset=batches,
-        eval_dataset=checked,
-        callbacks=[Guard(batches), curves, Bar(curves), Seal(tokenizer, settings)],
+        eval_dataset=validation,
+        callbacks=[Guard(batches), curves, Bar(curves)],
+        tokenizer=tokenizer,
+        settings=settings,
+        keep=recipe.checkpoints,
     )
     trainer.remove_callback(PrinterCallback)
-    return _Run(trainer, curves, tokenizer, settings, attachment, len(samples.targets))
+    return _Run(trainer, curves, tokenizer, settings, attachment, len(samples.targets), began_with)
+
+
+def _began_with(run: dict[str, Any], model: Any, tokenizer: Any, dataset: Dataset, packer: Packer) -> dict[str, Any]:
+    """The fingerprint of what a run starts from. Of a model, its files: rows that were added to its embeddings are
+    drawn again, and on another machine not to the last bit. The tiny model follows from recipe and tokenizer."""
+    if run["model"] == TINY:
+        of_model: dict[str, Any] = {"model": TINY}
+    else:
+        from transformers.utils import cached_file
+
+        folder = Path(run["model"])
+        if not folder.is_dir():
+            folder = Path(str(cached_file(run["model"], "config.json"))).parent
+        of_model = {"model": type(model).__name__, **fingerprint.of_folder(folder)}
+    return {
+        **of_model,
+        "tokenizer": fingerprint.of_tokenizer(tokenizer),
+        "data": fingerprint.of_dataset(dataset),
+        **fingerprint.of_packer(packer),
+    }
+
+
+def _validation(
+    dataset: Dataset, recipe: Recipe, run: dict[str, Any], packer: Packer, stage: Stage, shape: dict[str, Any]
+) -> MicroBatches | None:
+    """The micro-batches of validation; None, with a warning, where the data have no samples for it."""
+    samples = some(dataset.split("val", recipe.max_items), recipe.limit_val)
+    count, world_size = len(samples.targets), run["processes"]
+    if not count:
+        warnings.warn(f"{run['data']}: its split 'val' is empty; training goes without validation", stacklevel=4)
+        return None
+    if count < world_size:
+        raise ValueError(
+            f"data: got {count} validation samples of {run['data']}, expected at least {world_size}, one a process"
+        )
+    return MicroBatches(samples, packer, stage, **shape, world_size=world_size, evaluation=True)
 
 
 def _micro_batch(recipe: Recipe, world_size: int) -> dict[str, Any]:
@@ -211,7 +258,7 @@ def _micro_batch(recipe: Recipe, world_size: int) -> dict[str, Any]:
     return {"sequences": recipe.batch // parts}
 
 
-def _arguments(recipe: Recipe, folder: Path, steps: int) -> dict[str, Any]:
+def _arguments(recipe: Recipe, folder: Path, steps: int, *, evaluated: bool) -> dict[str, Any]:
     """The part of TrainingArguments that the recipe says, for so many optimizer steps."""
     return {
         "output_dir": str(folder),
@@ -227,10 +274,9 @@ def _arguments(recipe: Recipe, folder: Path, steps: int) -> dict[str, Any]:
         "dataloader_num_workers": recipe.workers,
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "logging_steps": _steps(recipe.log_steps, steps),
-        "eval_strategy": "steps",
+        "eval_strategy": "steps" if evaluated else "no",
         "eval_steps": _steps(recipe.eval_steps, steps),
         "save_steps": _steps(recipe.save_steps, steps),
-        "save_total_limit": recipe.checkpoints,
         "report_to": [name.strip() for name in recipe.report_to.split(",")],
         "disable_tqdm": True,  # our bar knows the tokens
         "use_cache": True,  # only written to config.json, for those who generate later; packed calls have no cache
@@ -242,9 +288,8 @@ def _steps(count: float, total: int) -> int:
     return math.ceil(total * count) if count < 1 else int(count)
 
 
-def _save(run: _Run, folder: Path, lora: bool) -> None:
+def _save(run: _Run, folder: Path, unfinished: Path, lora: bool) -> None:
     """The model in plain format: under another name first, `patchrec.json` at the very end."""
-    unfinished = folder / "unfinished-model"
     run.attachment.detach()
     main = run.trainer.is_world_process_zero()
     if lora:
@@ -272,21 +317,10 @@ def _result(stage: str, folder: Path, run: _Run) -> dict[str, Any]:
         "steps": run.trainer.state.global_step,
         "samples": run.samples,
         "train_loss": train and train.loss,
-        "first_val_loss": losses[0],
-        "val_loss": losses[-1],
+        "first_val_loss": losses[0] if losses else None,
+        "val_loss": losses[-1] if losses else None,
         "tokens": points[-1].tokens,
         "seconds": points[-1].seconds,
         "tokens_per_second": round(run.curves.speed, 1),
         "out": str(folder),
     }
-
-
-def _json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-
-
-def _installed(package: str) -> bool:
-    try:
-        return bool(importlib.metadata.version(package))
-    except importlib.metadata.PackageNotFoundError:
-        return False

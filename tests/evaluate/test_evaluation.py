@@ -85,8 +85,8 @@ def test_another_run_is_refused(clockwork, test_split, sample, packer, tmp_path)
     other_model.model.weight.data[0, 0] += 1e-6
     other_packer.packer = pf.Packer(packer.catalogue, packer.prompt, pf.Text(), 50)
     for reason, call in {
-        "model": lambda: again(other_model),
-        "policy": lambda: again(other_packer),
+        "the weights": lambda: again(other_model),
+        "the policy: class 'SessionPatches' and not 'Text'": lambda: again(other_packer),
         "k 10 and not 20": lambda: again(clockwork(), ks=(20,)),
         "method": lambda: again(clockwork(), method="exact"),
         "step": lambda: again(clockwork(), step=2),
@@ -102,7 +102,7 @@ def test_two_runs_in_one_folder_are_noticed(clockwork, test_split, tmp_path):
     journal = tmp_path / "batches.jsonl"
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join([*lines[:2], *lines[1:]]))
-    with pytest.raises(ValueError, match="did two runs write it"):
+    with pytest.raises(ValueError, match="line 3: its 16 samples begin at 0, expected 16 of"):
         pf.evaluate(clockwork(), test_split, out=tmp_path)
 
 
@@ -155,7 +155,7 @@ def test_history_lengths_do_not_matter_to_a_comparison(clockwork, test_split, sa
         (lambda rec: pf.evaluate(rec, ([[1]], [2]), ks=(1.5,)), TypeError, "ks"),
         (lambda rec: pf.evaluate(rec, ([[1]], [2]), batch_size=0), ValueError, "batch_size"),
         (lambda rec: pf.evaluate(rec, ([[1], []], [2, 2])), ValueError, "place 1"),
-        (lambda rec: pf.evaluate(rec, ([], [])), ValueError, "no users"),
+        (lambda rec: pf.evaluate(rec, ([], [])), ValueError, "samples: got none"),
         (lambda rec: pf.evaluate(rec, ([[1]], [2, 3])), ValueError, "targets"),
         (lambda rec: pf.evaluate(rec, ([[1]], [999])), ValueError, "999"),
         (lambda rec: pf.evaluate(rec, ([[1]], [2]), users=[1, 2]), ValueError, "users"),
@@ -172,3 +172,30 @@ def test_a_file_that_is_no_report(tmp_path, content):
     path.write_text(content)
     with pytest.raises(ValueError, match=r"report\.json: not a report"):
         Report.load(path)
+
+
+WRONG = ({"a": "x"}, ["x"], [1.5], "text", 1e400, True)
+
+
+@pytest.mark.parametrize("entry", ["report", None])
+def test_a_report_of_another_shape(clockwork, test_split, tmp_path, entry):
+    path = tmp_path / "report.json"
+    good = pf.evaluate(clockwork(), test_split).to_dict()
+
+    def load(fields):
+        path.write_text(json.dumps(fields if entry is None else {entry: fields}))
+        return Report.load(path)
+
+    assert load(good).to_dict() == good
+    for name in set(good) - {"metrics", "settings"}:
+        for value in (
+            *WRONG,
+            *([None] if name in ("name", "ks", "ranks", "users", "identity", "shared_titles") else []),
+        ):
+            if name in ("name", "identity", "memory_kind") and value == "text":
+                continue
+            with pytest.raises(ValueError, match=r"report\.json: not a report"):
+                load({**good, name: value})
+    for change in ({"settings": None}, {"ranks": good["ranks"][1:]}, {"ks": []}, {"ks": [0]}, {"users": []}, {"x": 1}):
+        with pytest.raises(ValueError, match=r"report\.json: not a report"):
+            load({**good, **change})

@@ -7,7 +7,7 @@ pytest.importorskip("accelerate")
 from transformers import TrainerControl, TrainerState
 from transformers.utils import logging
 
-from patchrec_fast.train.curves import Bar, Curves
+from patchrec_fast.train.curves import Bar, Curves, Point, read
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -22,3 +22,38 @@ def test_no_other_bar_while_it_is_shown(before, tmp_path):
         assert logging.is_progress_bar_enabled() == before
     finally:
         (logging.enable_progress_bar if was else logging.disable_progress_bar)()
+
+
+GOOD = "step,split,loss,tokens,seconds\n1,train,2.5,10,0.5\n"
+
+
+def test_curves_are_read(tmp_path):
+    (tmp_path / "curves.csv").write_text(GOOD + "1,val,nan,10,0.5\n")
+    points = read(tmp_path / "curves.csv")
+    assert points[0] == Point(1, "train", 2.5, 10, 0.5)
+    assert points[1].loss != points[1].loss
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", 1),
+        ("step,loss\n1,2\n", 1),
+        (GOOD + "2,train\n", 3),
+        (GOOD + "2,train,1,20,1,9\n", 3),
+        (GOOD + "x,train,1,20,1\n", 3),
+        (GOOD + "2,test,1,20,1\n", 3),
+        (GOOD + "0,train,1,20,1\n", 3),
+        (GOOD + "2,train,1,5,1\n", 3),
+        (GOOD + "2,train,1,20,nan\n", 3),
+        (GOOD + "2,train,1,20,inf\n", 3),
+        (GOOD + "2," + "a" * 200_000 + ",1,20,1\n", 3),
+        (GOOD + "2,tr\0ain,1,20,1\n", 3),
+        (GOOD + "2,\udcff,1,20,1\n", 1),
+    ],
+)
+def test_damaged_curves_are_named(text, line, tmp_path):
+    path = tmp_path / "curves.csv"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(ValueError, match=rf"curves\.csv: line {line}: not curves of a training run"):
+        read(path)

@@ -2,22 +2,29 @@
 """Whole training runs on the sample: what comes out, repeating, resuming, and errors."""
 
 import csv
+import dataclasses
 import json
 import logging
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import patchrec_fast as pf
-from patchrec_fast import data
+from patchrec_fast import data, report
+from patchrec_fast._lock import only_one
 from patchrec_fast.hf.settings import Settings
+from patchrec_fast.report import inputs
 from patchrec_fast.train import curves
 from patchrec_fast.train.checkpoints import SEAL, latest
 from patchrec_fast.train.recipes import Recipe, load
@@ -315,10 +322,13 @@ def test_a_damaged_checkpoint_is_named(run, tmp_path, name):
     run("out")
     unfinished(tmp_path / "out")
     path = tmp_path / "out" / "checkpoint-6" / name
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="the checkpoint is damaged: expected") as error:
-        run("out", resume=True)
-    assert str(path) in str(error.value)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for content, problem in ((whole[:-1], "expected"), (flipped, "its content is not what was written")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{path}: the checkpoint is damaged: {problem}"):
+            run("out", resume=True)
 
 
 @pytest.mark.parametrize(
@@ -333,6 +343,139 @@ def test_another_run_cannot_be_resumed(run, changes, message):
     run("out")
     with pytest.raises(ValueError, match=message):
         run("out", resume=True, **changes)
+
+
+def test_damaged_files_of_a_run_are_named(run, tmp_path):
+    run("out", steps=2)
+    out = tmp_path / "out"
+    for name in ("result.json", "run.json", "checkpoint-2/checkpoint.json", "curves.csv"):
+        path = out / name
+        whole = path.read_bytes()
+        for content in (b"", b"{}", b"[]", b"x", b"[" * 100_000, b'{"stage": NaN}', b"\xff"):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match=f"{path}: ") if content != b"{}" or name[0] != "c" else nullcontext():
+                run("out", resume=True, steps=2)
+        path.write_bytes(whole)
+        (out / "result.json").unlink(missing_ok=True)
+
+
+def test_a_run_that_moved_goes_on(small, run, tmp_path):
+    run("base", "pretrain", steps=1)
+    names = {"model": tmp_path / "base", "data": small / "data", "out": tmp_path / "out"}
+    recipe = RECIPE.override({"steps": 2})
+    train(recipe, "text", **names)
+    whole = weights(tmp_path / "out")
+    unfinished(tmp_path / "out")
+    (tmp_path / "out" / "checkpoint-2" / SEAL).unlink()
+    moved = {name: tmp_path / "elsewhere" / name for name in names}
+    for name, path in names.items():
+        shutil.copytree(path, moved[name])
+    train(recipe, "text", resume=True, **moved)
+    assert same(whole, weights(moved["out"]))
+    for path in moved.values():
+        assert not (path / "unfinished").exists()
+
+
+def reversed_items(folder):
+    dataset = data.load(folder)
+    data.save(dataclasses.replace(dataset, items=dataset.items[::-1].copy()), folder)
+
+
+def other_weights(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def other_epsilon(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+
+
+def other_template(folder):
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text() + " ")
+
+
+@pytest.mark.parametrize(
+    ("folder", "change", "words"),
+    [
+        ("data", reversed_items, "the data: items"),
+        ("base", other_weights, "the weights"),
+        ("base", other_epsilon, "the configuration: rms_norm_eps 1e-06 and not 0.5"),
+        ("base", other_template, "the tokenizer"),
+    ],
+)
+def test_what_a_run_began_with_may_not_change(small, run, tmp_path, folder, change, words):
+    run("base", "pretrain", steps=1)
+    shutil.copytree(small / "data", tmp_path / "data")
+    names = {"model": tmp_path / "base", "data": tmp_path / "data", "out": tmp_path / "out"}
+    recipe = RECIPE.override({"steps": 1})
+    train(recipe, "text", **names)
+    unfinished(tmp_path / "out")
+    change(tmp_path / folder)
+    with pytest.raises(ValueError, match=f"what it began with differs in {words}"):
+        train(recipe, "text", resume=True, **names)
+
+
+def test_a_start_that_was_killed(run, tmp_path):
+    """Whatever of its files there is, whole or not, the folder can be started in again."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".run.json.part-0123456789abcdef.json").write_text("{")
+    (out / "recipe.toml").write_text("")
+    run("out", steps=1)
+    assert not list(out.glob(".*"))
+
+
+def test_one_run_a_folder(run, tmp_path):
+    with only_one(tmp_path / "out"):
+        with pytest.raises(ValueError, match=f"another run is writing in {tmp_path / 'out'} now"):
+            run("out")
+    assert not (tmp_path / "out").exists()  # made for the lock, and empty
+    assert run("out", steps=1)["steps"] == 1
+
+
+def test_a_full_disk(run, tmp_path):
+    """A child that may write no file of a checkpoint's size at its second one; the first stays and serves."""
+    whole = run("whole", steps=4)
+    pid = os.fork()
+    if not pid:
+        rename = os.rename
+
+        def fill(source, target):
+            rename(source, target)
+            if str(target).endswith("checkpoint-2"):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+        os.rename = fill
+        try:
+            run("out", steps=4)
+        except OSError as error:
+            os._exit(f"{tmp_path / 'out'}" in str(error))
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert run("out", steps=4, resume=True)["tokens"] == whole["tokens"]
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "out"))
+
+
+def test_without_validation(small, tmp_path):
+    dataset = data.load(small / "data")
+    none = np.full_like(dataset.splits["val"], -1)
+    data.save(dataclasses.replace(dataset, splits={**dataset.splits, "val": none}), tmp_path / "data")
+    names = {"model": "tiny", "data": tmp_path / "data", "tokenizer": small / "tokenizer"}
+    with pytest.warns(UserWarning, match=f"{tmp_path / 'data'}: its split 'val' is empty"):
+        result = train(RECIPE, "text", out=tmp_path / "out", **names)
+    assert result["val_loss"] is result["first_val_loss"] is None
+    assert {point.split for point in curves.read(tmp_path / "out" / "curves.csv")} == {"train"}
+    assert "none" in str(report.losses(inputs.runs([tmp_path / "out"])))
+
+    data.save(dataclasses.replace(dataset, splits={**dataset.splits, "train": none}), tmp_path / "data")
+    with pytest.raises(ValueError, match=f"data: {tmp_path / 'data'} has no training samples: its split 'train'"):
+        train(RECIPE, "text", out=tmp_path / "other", **names)
+    assert not (tmp_path / "other").exists()
 
 
 # Errors
