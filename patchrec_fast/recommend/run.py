@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ from .reader import Prompts, Reader, prompt_rows
 from .trie import Trie
 
 _ROOM = 1.25  # of what a batch needs, so that the next, of other histories, most often fits
+
+_EMPTY, _SMALL = 4, 4096  # times the rows of beams that can live; rows a user that are no matter
 
 PARTS = ("pack", "prompt", "decode")
 """Of a call's wall time."""
@@ -99,7 +102,7 @@ class Run:
         Raises:
             RuntimeError: required, and they cannot.
         """
-        reason = _why_not_fixed(self._model, self._device)
+        reason = _why_not_fixed(self._model, self._device) or _mostly_empty(self._host_trie, rules.beams)
         if reason is None:
             self._rules, self._graphs_required = rules, required
         elif required:
@@ -222,6 +225,15 @@ def _why_not_fixed(model: Any, device: torch.device) -> str | None:
     if _rotates_by_length(model):
         return "its rotary embeddings depend on the longest position of a call"
     return why_not("triton", device.type, next(model.parameters()).dtype)
+
+
+def _mostly_empty(trie: Trie, beams: int) -> str | None:
+    """Why steps of one shape would have room for more than can live: it is of the longest title, in each beam."""
+    rows = (trie.depth - 1) * beams
+    inner = [int((~trie.is_leaf[a:b]).sum()) for a, b in pairwise(trie.levels[1:-1])]  # by depth
+    if rows <= _SMALL or rows <= _EMPTY * sum(min(beams, nodes) for nodes in inner):
+        return None
+    return f"its steps would keep {rows} rows a user for the longest title, of {trie.depth} tokens, most of them empty"
 
 
 def _rotates_by_length(model: Any) -> bool:
