@@ -154,7 +154,11 @@ def _called(module: nn.Module, hidden: Tensor) -> Tensor:
     weight = getattr(module, "weight", None)
     if isinstance(weight, Tensor) and weight.is_floating_point():
         hidden = hidden.to(weight.dtype)
-    made: Tensor = module(hidden)
+    token = _taken.set(None)  # a call in the middle of a lifted one, by a hook
+    try:
+        made: Tensor = module(hidden)
+    finally:
+        _taken.reset(token)
     return made
 
 

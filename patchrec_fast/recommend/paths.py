@@ -69,7 +69,7 @@ class Paths:
 
 
 def appended(store: Tensor, count: int, rows: Tensor) -> Tensor:
-    """The store, (capacity, ...), with these rows behind its first `count`; where it is full, another twice as large."""
+    """The store, (capacity, ...), with these rows behind its first `count`; a full one is copied to twice its size."""
     needed = count + len(rows)
     if len(store) < needed:
         grown = store.new_empty((max(needed, 2 * count), *store.shape[1:]))

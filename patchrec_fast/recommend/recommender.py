@@ -91,8 +91,8 @@ class Recommender:
         """Inside, the model does not change, so what one call prepares serves the next, of any thread: the beginning
         that all prompts share, the titles' part of the head, CUDA graphs.
 
-        A call that finds other weights raises RuntimeError. Not all changes can be seen: whoever makes one inside may get
-        answers of both models. Blocks may overlap: what is kept goes when nobody is inside any more.
+        A call that finds other weights raises RuntimeError. Not all changes can be seen: whoever makes one inside may
+        get answers of both models. Blocks may overlap: what is kept goes when nobody is inside any more.
         """
         with exclusive(self._model):
             self._blocks += 1

@@ -230,8 +230,10 @@ def _why_not_fixed(model: Any, device: torch.device) -> str | None:
 def _mostly_empty(trie: Trie, beams: int) -> str | None:
     """Why steps of one shape would have room for more than can live: it is of the longest title, in each beam."""
     rows = (trie.depth - 1) * beams
+    if rows <= _SMALL:
+        return None
     inner = [int((~trie.is_leaf[a:b]).sum()) for a, b in pairwise(trie.levels[1:-1])]  # by depth
-    if rows <= _SMALL or rows <= _EMPTY * sum(min(beams, nodes) for nodes in inner):
+    if rows <= _EMPTY * sum(min(beams, nodes) for nodes in inner):
         return None
     return f"its steps would keep {rows} rows a user for the longest title, of {trie.depth} tokens, most of them empty"
 
