@@ -20,7 +20,8 @@ from ..layout.batch import PackedBatch
 from ..ops.compress import compress
 from ..ops.plan import Plan
 from . import attention as kernels
-from . import head, last_layer
+from . import configured, head, last_layer
+from .lock import exclusive
 from .loss import on_supervised_rows
 from .modules import keeps_forward, serves
 
@@ -46,8 +47,17 @@ class Attachment:
         return f"Attachment({type(self.model).__name__}, attention={self.attention!r})"
 
     def detach(self) -> None:
-        """Puts the model back as it was: hook, attention implementation, forwards. A second call does nothing."""
-        self._undo.close()
+        """Puts the model back as it was: hook, attention implementation, forwards. A second call does nothing.
+
+        The attention implementation stays while another model that shares the configuration is attached.
+        """
+        with exclusive(self.model):
+            self._undo.close()
+
+
+def is_attached(model: nn.Module) -> bool:
+    """Whether the model has the hook of `attach`."""
+    return _read_batch in model._forward_pre_hooks.values()
 
 
 def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Attachment:
@@ -77,13 +87,16 @@ def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Att
     Raises:
         TypeError: not a module with input embeddings.
         ValueError: DataParallel, a model attached already, one whose layers cannot keep sequences apart, or PEFT's
-            prompt learning.
+            prompt learning; an attention other than that of an attached model with the same configuration object.
         RuntimeError, ImportError: attention or loss that is not available, saying why or what to install.
     """
-    _check(model)
-    with ExitStack() as undo:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a Hugging Face causal language model, got {type(model).__name__}")
+    with exclusive(model), ExitStack() as undo:
+        _check(model)
+        _check_neighbours(model, attention)
         for config in _configs(model):
-            undo.callback(setattr, config, "_attn_implementation_internal", config._attn_implementation_internal)
+            configured.hold(config, undo)
         name = _set_attention(model, attention)
         embedding = _embedding_of(model)
         if _is_plain(embedding):
@@ -98,15 +111,13 @@ def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Att
 def _check(model: nn.Module) -> None:
     if isinstance(model, nn.DataParallel):
         raise ValueError("model: DataParallel splits a packed batch between users; use DistributedDataParallel")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a Hugging Face causal language model, got {type(model).__name__}")
     if not hasattr(model, "config") or not hasattr(model, "set_attn_implementation"):
         raise TypeError(
             f"model must be a Hugging Face causal language model, got {type(model).__name__}; "
             "attach to the model itself before wrapping it (DistributedDataParallel, FSDP)"
         )
     _embedding_of(model)
-    if _read_batch in model._forward_pre_hooks.values():
+    if is_attached(model):
         raise ValueError(f"model: this {type(model).__name__} is attached already; detach() it first")
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise ValueError("model: PEFT would prompt the first user only with its virtual tokens; expected adapters")
@@ -119,6 +130,16 @@ def _check(model: nn.Module) -> None:
                 f"model: {type(model).__name__} has layers of type {', '.join(sorted(unknown))}, which would mix "
                 f"packed sequences; expected {' and '.join(sorted(_LAYERS))}"
             )
+
+
+def _check_neighbours(model: Any, attention: str) -> None:
+    """That other attached models which share the configuration keep their attention."""
+    theirs, ours = configured.in_use(model.config), attention in ("auto", *kernels.KERNELS)
+    if theirs is not None and theirs != (kernels.implementation(attention) if ours else attention):
+        raise ValueError(
+            f"attention: {attention!r} would change the attention of another attached model, {theirs!r}, with which "
+            f"this {type(model).__name__} shares its configuration; give it a copy of it, or attach both with one name"
+        )
 
 
 def _embedding_of(model: Any) -> nn.Module:

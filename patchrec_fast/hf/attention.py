@@ -15,6 +15,7 @@ names avoid the word "flash", by which transformers recognises its own implement
 
 import importlib.metadata
 import inspect
+from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any, cast
 
@@ -92,8 +93,10 @@ def attend(
         raise ValueError(f"{type(module).__name__} has attention sinks, which {NAME} does not compute")
     cu_seqlens, tree = kwargs.get("cu_seq_lens_q"), kwargs.get("tree")
     if tree is not None and cu_seqlens is None:
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return tree.attend(module.layer_idx, *_one_dtype(query, key, value), scale, sliding_window, softcap), None
+        scale, qkv = query.shape[-1] ** -0.5 if scaling is None else scaling, _one_dtype(query, key, value)
+        device = query.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            return tree.attend(module.layer_idx, *qkv, scale, sliding_window, softcap), None
     if cu_seqlens is None or kwargs.get("cache") is not None:  # continuous batching gives both, and its own mask
         if softcap is not None:
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -20,7 +20,10 @@ from torch import Tensor
 
 from .._backends import why_not
 from ..ops.tree_attention import tree_attention
+from .attention import packed_attention
 
+_PIECE = 512  # rows of a chain whose attention is computed at once
+_GATHERED = 1 << 24  # numbers of keys on paths at once: 64 MiB of float32
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 Part = tuple[Tensor, Tensor]
@@ -37,6 +40,14 @@ class Rows(NamedTuple):
     depth: Tensor  # (n,) int64, tokens after the prompt, its own included
     path: Tensor  # (n, A) int64, numbers of the rows on the path by depth, itself last, -1 behind
     counts: list[int]  # (B,) rows of each user
+
+
+class Chain(NamedTuple):
+    """A row of the trees and those that follow it, each the only one behind the one before."""
+
+    user: int
+    above: Tensor  # (A,) int64, numbers of the rows on the path above the first, by depth
+    rows: int
 
 
 class PromptCache:
@@ -60,12 +71,42 @@ class PromptCache:
         self._prompts: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys and values (R, Hk, D)
 
     def keep(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes a layer's keys and values of the packed call, (R, Hk, D); gives those of the whole prompts."""
+        """Takes a layer's keys and values of the packed call, (R, Hk, D) and (R, Hk, Dv); gives those of the whole
+        prompts."""
+        widths = key.shape[-1], value.shape[-1]
+        key, value = of_one_width(key, value)
         if any(self._left_out):
             before = (key, value) if self._trunk is None else self._trunk[layer]
             key, value = self._whole(before[0], key), self._whole(before[1], value)
         self._prompts[layer] = key, value
-        return key, value
+        return (key, value) if widths[0] == widths[1] else (key[..., : widths[0]], value[..., : widths[1]])
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,  # (1, Hq, n, D)
+        key: Tensor,  # (1, Hk, n, D)
+        value: Tensor,  # (1, Hk, n, Dv)
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:  # (1, n, Hq, Dv)
+        """Appends the rows' keys and values to a layer, and gives the rows' attention."""
+        width = value.shape[-1]
+        out = self._attend(layer, *of_one_width(query, key, value), scale, window, softcap)
+        return out if out.shape[-1] == width else out[..., :width]
+
+    def _attend(
+        self,
+        layer: int,
+        query: Tensor,  # (1, Hq, n, D)
+        key: Tensor,  # (1, Hk, n, D)
+        value: Tensor,  # (1, Hk, n, D)
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:  # (1, n, Hq, D)
+        raise NotImplementedError
 
     def _whole(self, before: Tensor, rows: Tensor) -> Tensor:
         read = rows.split([length - missing for length, missing in zip(self.lengths, self._left_out, strict=True)])
@@ -90,23 +131,23 @@ class TreeCache(PromptCache):
         self.count = len(lengths)
         self._padded: dict[int, tuple[Tensor, Tensor]] = {}  # the same, (B, Hk, S, D), where a kernel needs that
         self._trees: dict[int, Tensor] = {}  # (2, capacity, Hk, D)
-        self._rows: Rows | None = None
+        self._rows: Rows | list[Chain] | None = None
         self._cu_rows = self._cu_seqlens = torch.empty(0)  # of the rows and of the prompts, where a kernel needs them
 
-    def begin(self, rows: Rows) -> None:
+    def begin(self, rows: Rows | list[Chain]) -> None:
         """The next call of the model reads these rows; they get the numbers from `count` on."""
         self._rows = rows
-        if _kernel_serves(rows.user.device):
+        if isinstance(rows, Rows) and _kernel_serves(rows.user.device):
             offsets = [[0, *accumulate(counts)] for counts in (rows.counts, self.lengths)]
             self._cu_rows, self._cu_seqlens = torch.tensor(offsets, dtype=torch.int32).to(rows.user.device)
 
     def end(self) -> None:
         """The call is over."""
         assert self._rows is not None
-        self.count += len(self._rows.user)
+        self.count += len(self._rows.user) if isinstance(self._rows, Rows) else sum(each.rows for each in self._rows)
         self._rows = None
 
-    def attend(
+    def _attend(
         self,
         layer: int,
         query: Tensor,  # (1, Hq, n, D)
@@ -116,11 +157,12 @@ class TreeCache(PromptCache):
         window: int | None,
         softcap: float | None,
     ) -> Tensor:  # (1, n, Hq, D)
-        """Appends the rows' keys and values to a layer, and gives the rows' attention."""
         rows = self._rows
         if rows is None or layer not in self._prompts:
             raise ValueError("a tree's rows come after its prompts: call the model on the packed batch, then begin()")
         keys, values = self._append(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        if isinstance(rows, list):
+            return self._on_chains(layer, query[0].transpose(0, 1), keys, values, rows, scale, window, softcap)
         if _kernel_serves(query.device):
             return tree_attention(
                 query[0].transpose(0, 1),
@@ -143,6 +185,41 @@ class TreeCache(PromptCache):
         else:
             far = self._prompt_part(layer, q, rows, scale, window, softcap)
         return _merged(near, far).to(value.dtype).flatten(1, 2).unsqueeze(0)
+
+    def _on_chains(
+        self,
+        layer: int,
+        query: Tensor,  # (n, Hq, D)
+        keys: Tensor,
+        values: Tensor,
+        chains: list[Chain],
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:  # (1, n, Hq, D)
+        """A chain at a time, its prompt and path before it: the end of one causal sequence."""
+        out, first = [], self.count
+        for chain, q in zip(chains, query.split([chain.rows for chain in chains]), strict=True):
+            own, prompt = slice(first, first + chain.rows), self._prompt_of(layer, chain.user)
+            k, v = (torch.cat([x, y[chain.above], y[own]]) for x, y in zip(prompt, (keys, values), strict=True))
+            for start, piece in zip(range(0, chain.rows, _PIECE), q.split(_PIECE), strict=True):
+                seen, count = len(k) - chain.rows + start + len(piece), len(piece)
+                bounds = torch.tensor([[0, count], [0, seen]], dtype=torch.int32).to(q.device)
+                options = {"scale": scale, "window": window, "softcap": softcap}
+                options |= {"cu_seqlens_k": bounds[1], "max_seqlen_k": seen}
+                out.append(packed_attention(piece, k[:seen], v[:seen], bounds[0], count, **options))
+            first += chain.rows
+        return torch.cat(out).unsqueeze(0)
+
+    def _prompt_of(self, layer: int, user: int) -> tuple[Tensor, Tensor]:
+        """A user's keys and values, (S, Hk, D) each."""
+        length = self.lengths[user]
+        if layer in self._padded:
+            keys, values = self._padded[layer]
+            return keys[user, :, :length].transpose(0, 1), values[user, :, :length].transpose(0, 1)
+        start = sum(self.lengths[:user])
+        keys, values = self._prompts[layer]
+        return keys[start : start + length], values[start : start + length]
 
     def _append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         store, needed = self._trees.get(layer), self.count + len(key)
@@ -202,6 +279,14 @@ class TreeCache(PromptCache):
         return self._padded[layer]
 
 
+def of_one_width(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Columns of zeros to the narrower: queries and keys of them have the same products, and values more zeros."""
+    widest = max(x.shape[-1] for x in tensors)
+    if all(x.shape[-1] == widest for x in tensors):
+        return tensors
+    return tuple(torch.nn.functional.pad(x, (0, widest - x.shape[-1])) for x in tensors)
+
+
 def _kernel_serves(device: torch.device) -> bool:
     """Whether the fused operator is the fastest there is: a GPU with Triton."""
     return device.type != "cpu" and why_not("triton", device.type) is None
@@ -210,8 +295,14 @@ def _kernel_serves(device: torch.device) -> bool:
 def _path_part(
     query: Tensor, keys: Tensor, values: Tensor, rows: Rows, scale: float, window: int | None, softcap: float | None
 ) -> Part:
-    """The rows on the path, itself included: few, so they are gathered."""
+    """The rows on the path, itself included: few, so they are gathered, for some rows at a time."""
     path = rows.path  # (n, A)
+    most = max(1, _GATHERED // max(1, path.shape[1] * keys[0].numel()))
+    if len(path) > most:
+        each = zip(query.split(most), rows.user.split(most), rows.depth.split(most), path.split(most), strict=True)
+        parts = [_path_part(q, keys, values, Rows(*some, rows.counts), scale, window, softcap) for q, *some in each]
+        means, lses = zip(*parts, strict=True)
+        return torch.cat(means), torch.cat(lses)
     at = path.clamp(min=0)
     logits = torch.einsum("nkgd,nakd->nkga", query, keys[at].to(query.dtype))  # (n, Hk, G, A)
     seen = path >= 0

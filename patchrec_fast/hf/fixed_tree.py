@@ -75,12 +75,13 @@ class FixedTree(PromptCache):
 
     def keep(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """As `PromptCache.keep`; what is kept lies where the last batch's lay."""
-        key, value = super().keep(layer, key, value)
+        whole = super().keep(layer, key, value)
+        key, value = self._prompts[layer]
         if layer not in self._kept:
             self._kept[layer] = key.new_zeros(self.rows, *key.shape[1:]), value.new_zeros(self.rows, *value.shape[1:])
         keys, values = self._kept[layer]
         self._prompts[layer] = keys[: len(key)].copy_(key), values[: len(value)].copy_(value)
-        return self._prompts[layer]
+        return whole
 
     def open(self) -> None:
         """The next call reads the rows of this step: they are put on their own paths."""
@@ -91,7 +92,7 @@ class FixedTree(PromptCache):
         """The call is over."""
         self.step += 1
 
-    def attend(
+    def _attend(
         self,
         layer: int,
         query: Tensor,  # (1, Hq, n, D), n = B * width
@@ -101,7 +102,6 @@ class FixedTree(PromptCache):
         window: int | None,
         softcap: float | None,
     ) -> Tensor:  # (1, n, Hq, D)
-        """Appends the rows' keys and values to a layer, and gives the rows' attention."""
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (n, H, D)
         if layer not in self._trees:
             self._trees[layer] = k.new_zeros(2, self.steps * len(q), *k.shape[1:])

@@ -16,6 +16,17 @@ def inner_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def unwrapped(model: Any) -> Any:
+    """The module that `torch.compile` or DistributedDataParallel was given: the same weights, in ordinary calls."""
+    while True:
+        if isinstance(model, nn.Module) and "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]
+        elif isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
+
+
 def restore(module: nn.Module, forward: Callable[..., Any]) -> None:
     """Takes our forward off a module that has it still."""
     if vars(module).get("forward") == forward:  # who has wrapped it since (accelerate, TRL) still calls it: harmless

@@ -35,7 +35,7 @@ class Found(NamedTuple):
     @classmethod
     def nothing(cls, users: int, count: int, device: torch.device) -> Found:
         leaf = torch.full((users, count), -1, device=device)
-        score = torch.full(leaf.shape, -torch.inf, device=device)
+        score = torch.full(leaf.shape, -torch.inf, dtype=torch.float32, device=device)
         return cls(leaf, score, score.clone())
 
 
@@ -105,7 +105,8 @@ def first_step(prompts: Prompts, rules: Rules) -> tuple[Chosen, Found]:
 def divisors(rules: Rules, trie: Trie) -> Tensor:
     """(depth + 1,) float32: what the log-probability of a title of each length is divided by."""
     lengths = range(1, trie.depth + 1)
-    return torch.tensor([1.0, *(length**rules.length_penalty for length in lengths)], device=trie.token.device)
+    powers = [1.0, *(length**rules.length_penalty for length in lengths)]
+    return torch.tensor(powers, dtype=torch.float32, device=trie.token.device)
 
 
 def best(rules: Rules, done: Found) -> Found:

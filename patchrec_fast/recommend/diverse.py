@@ -36,7 +36,7 @@ def diverse(reader: Reader, k: int, penalty: float = 0.8, length_penalty: float 
     node = torch.zeros(shape, dtype=torch.int64, device=trie.token.device)
     row = torch.arange(reader.users, device=node.device).unsqueeze(1).repeat(1, k)
     ahead, leaf, lengths = torch.zeros_like(node), torch.full_like(node, -1), torch.ones_like(node)
-    score = torch.zeros(shape, device=node.device)  # lowered
+    score = torch.zeros(shape, dtype=torch.float32, device=node.device)  # lowered
     log_prob = torch.zeros_like(score)
     running = torch.ones_like(node, dtype=torch.bool)
     path = _Path(torch.full((*shape, trie.depth), -1, device=node.device), score.new_zeros(*shape, trie.depth))

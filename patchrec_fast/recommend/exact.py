@@ -47,7 +47,7 @@ class _Search:
     def __init__(self, reader: Reader, k: int) -> None:
         self.reader, self.k = reader, k
         self.leaf = torch.full((reader.users, k), -1, device=reader.trie.token.device)
-        self.score = torch.full(self.leaf.shape, -torch.inf, device=self.leaf.device)
+        self.score = torch.full(self.leaf.shape, -torch.inf, dtype=torch.float32, device=self.leaf.device)
         self.taken = self.score.new_empty(0)  # (rows,) the log-sum-exp that each row's bounds are over
 
     def run(self) -> Found:

@@ -43,7 +43,7 @@ class FixedBeam:
         self.tree = tree
         self._model, self._head, self._trie, self._questions, self._rules = model, head, trie, questions, rules
         self._divisors, self._width = divisors(rules, trie), trie.widest
-        self._score = torch.full(shape, -torch.inf, device=device)
+        self._score = torch.full(shape, -torch.inf, dtype=torch.float32, device=device)
         self._node = torch.zeros(shape, dtype=torch.int64, device=device)
         self._done = Found.nothing(*shape, device)
         self._asked = torch.zeros(tree.users, dtype=torch.int64, device=device)

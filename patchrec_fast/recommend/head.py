@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from ..hf.modules import keeps_forward, serves
 
 _CHUNK = 1 << 24  # logits at once: 64 MiB of float32
 _BLOCK = 4096  # tokens at once on a CPU, where only a sum over all is wanted
+_taken: ContextVar[list[Tensor] | None] = ContextVar("taken", default=None)  # what lifted calls of this thread keep
 
 
 class Head:
@@ -47,7 +51,7 @@ class Head:
             raise TypeError(f"model: {type(model).__name__} has no output embeddings, expected a causal language model")
         config = model.config.get_text_config()
         self._module: Any = module
-        self._apply: Callable[[Tensor], Tensor] = module
+        self._apply: Callable[[Tensor], Tensor] = partial(_called, module)
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)
         self._scale: float = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
         self.size = 1
@@ -63,21 +67,33 @@ class Head:
 
     @contextmanager
     def lifted(self) -> Iterator[list[Tensor]]:
-        """Inside, the model's forward skips the head, and appends what the head would have got to the list given."""
-        kept: list[Tensor] = []
+        """Inside, the model's forward skips the head, and appends what the head would have got to the list given.
 
-        def keep(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        So do calls of this thread alone; other threads' have their logits. One thread at a time is inside
+        (`patchrec_fast.hf.lock.exclusive`).
+        """
+        own = vars(self._module).get("forward")
+        theirs = self._module.forward
+
+        def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            kept = _taken.get()
+            if kept is None:
+                made: Tensor = theirs(hidden, *args, **kwargs)
+                return made
             kept.append(hidden)
             return hidden[..., :1]  # what the model does with logits, it does with these; nobody looks
 
-        own = vars(self._module).get("forward")
-        self._module.forward = keep
+        kept: list[Tensor] = []
+        token = _taken.set(kept)
         try:
+            vars(self._module)["forward"] = forward
             yield kept
         finally:
-            del self._module.forward
-            if own is not None:
-                self._module.forward = own
+            _taken.reset(token)
+            if own is None:
+                vars(self._module).pop("forward", None)
+            else:
+                vars(self._module)["forward"] = own
 
     def logits(self, hidden: Tensor) -> Iterator[Tensor]:
         """Of (n, d) hidden states: (m, size) float32 logits, some rows at a time, in order."""
@@ -89,6 +105,7 @@ class Head:
         if not self._plain:
             return torch.cat([logits.logsumexp(1) for logits in self.logits(hidden)])
         weight, bias = self._module.weight, self._module.bias
+        hidden = hidden.to(weight.dtype)
         # Of a block of tokens each: on a CPU the logits stay in the cache, 1.9 times faster for 160 rows.
         size = _BLOCK if hidden.device.type == "cpu" else max(1, _CHUNK // max(1, len(hidden)))
         parts = []
@@ -112,10 +129,10 @@ class Head:
         part.size = len(tokens)
         module = self._module
         if not self._plain:
-            part._apply = lambda hidden: module(hidden)[..., tokens]
+            part._apply = lambda hidden: _called(module, hidden)[..., tokens]
             return part
         weight, bias = module.weight[tokens], None if module.bias is None else module.bias[tokens]
-        part._apply = lambda hidden: F.linear(hidden, weight, bias)
+        part._apply = lambda hidden: F.linear(hidden.to(weight.dtype), weight, bias)
         part._others = self.size - len(tokens) if bias is None and self._cap is None else 0
         part._weight = weight
         return part
@@ -133,20 +150,39 @@ class Head:
         return hidden.float() @ self._mean + math.log(self._others)
 
 
+def _called(module: nn.Module, hidden: Tensor) -> Tensor:
+    """The logits of a head of any kind. In autocast's precision hidden states and weights may differ in dtype."""
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and weight.is_floating_point():
+        hidden = hidden.to(weight.dtype)
+    token = _taken.set(None)  # a call in the middle of a lifted one, by a hook
+    try:
+        made: Tensor = module(hidden)
+    finally:
+        _taken.reset(token)
+    return made
+
+
 @torch.no_grad()
 def _check(model: Any, head: Head) -> int:
-    """The width of the model's logits, having compared them."""
+    """The width of the model's logits, having compared them with what its head gave in the same call."""
     token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
-    kept: list[Tensor] = []
-    hook = head._module.register_forward_pre_hook(lambda module, args: kept.append(args[0]))
+    made: list[Tensor] = []
+    mine = get_ident()
+
+    def take(module: nn.Module, args: Any, out: Tensor) -> None:
+        if get_ident() == mine:  # other threads may call the model too
+            made.append(out)
+
+    hook = head._module.register_forward_hook(take)
     try:
         theirs = model(input_ids=token, use_cache=False).logits[0].float()  # (1, V)
     finally:
         hook.remove()
     if not theirs.logsumexp(1).isfinite().all():
         raise ValueError(f"model: the logits of {type(model).__name__} are not finite (NaN or infinite)")
-    ours = next(head.logits(kept[0][0])) if kept else torch.full_like(theirs, torch.nan)
-    if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3):
+    ours = head._finished(made[0][0]) if made else torch.full_like(theirs, torch.nan)
+    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3):
         raise ValueError(
             f"model: {type(model).__name__} changes its logits after the output embedding in a way not known here"
         )

@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..hf.cache import PromptCache, Rows, TreeCache
+from ..hf.cache import Chain, PromptCache, Rows, TreeCache
 from ..layout import PackedBatch
 from .head import Head
+from .paths import Paths, appended
 from .questions import Children, Questions
 from .trie import Trie
+
+_LONG = 32  # tokens of a forced chain whose rows read slices of the tree, not each its own path
+_ROWS = 4096  # of such chains read at once, at most, or one chain
 
 
 def prompt_rows(batch: PackedBatch) -> tuple[Tensor, Tensor]:
@@ -94,8 +98,7 @@ class Reader(Prompts):
         """Reads the prompts, as `Prompts`."""
         super().__init__(model, head, trie, batch, tree, questions)
         self._tree = tree
-        self._depths = torch.zeros_like(self.asked)  # of each row
-        self._paths = self.asked.new_full((self.users, trie.depth), -1)  # (rows, A) rows by depth, itself last
+        self._paths = Paths(self.users, trie.depth, trie.token.device)
 
     def read(self, user: Tensor, node: Tensor, above: Tensor, chains: bool = True) -> tuple[Tensor, Tensor]:
         """Reads n nodes and the forced tokens behind each.
@@ -109,24 +112,42 @@ class Reader(Prompts):
         Returns:
             (n,) the row of each node, and (n,) how many rows after it are its chain.
         """
-        chain = self.trie.chain[node] if chains else torch.ones_like(node)
+        if not chains:
+            return self._read(user, node, above, torch.ones_like(node)), torch.zeros_like(node)
+        chain = self.trie.chain[node]
+        long = chain > _LONG
+        if not long.any():
+            return self._read(user, node, above, chain), chain - 1
+        row, short, long = torch.empty_like(node), (~long).nonzero().squeeze(1), long.nonzero().squeeze(1)
+        if len(short):
+            row[short] = self._read(user[short], node[short], above[short], chain[short])
+        for some in long.split(max(1, _ROWS // int(chain[long].max()))):
+            row[some] = self._read(user[some], node[some], above[some], chain[some], alone=True)
+        return row, chain - 1
+
+    def _read(self, user: Tensor, node: Tensor, above: Tensor, chain: Tensor, alone: bool = False) -> Tensor:
+        """Reads n nodes and the chains behind them, one call of the model; (n,) the rows of the nodes.
+
+        Args:
+            chain: (n,) int64, rows of each node and its chain.
+            alone: each chain has an attention call of its own, over slices: a row of others gathers its whole path.
+        """
         begin = chain.cumsum(0) - chain  # (n,)
         owner = torch.repeat_interleave(chain)  # (m,) int64, which of the n
         step = torch.arange(len(owner), device=owner.device) - begin[owner]
-        mine, depth = user[owner], self._depths[above[owner]] + 1 + step
-        row = self._tree.count + begin  # (n,)
-        nth = torch.arange(self.trie.depth, device=owner.device) - (depth - 1 - step).unsqueeze(1)  # (m, A) below
-        paths = torch.where(nth < 0, self._paths[above[owner]], row[owner].unsqueeze(1) + nth)
-        paths = paths.masked_fill_(nth > step.unsqueeze(1), -1)
-        counts = torch.bincount(mine, minlength=self.users).tolist()
-        self._tree.begin(Rows(mine, depth, paths[:, : int(depth.max())], counts))
+        mine, first, row = user[owner], self._tree.count, self._tree.count + begin
+        depth = self._paths.add(above[owner], row[owner], step)
+        if alone:
+            whole = zip(user.tolist(), above, self._paths.depth[above].tolist(), chain.tolist(), strict=True)
+            self._tree.begin([Chain(u, self._paths.of(at[None], deep)[0], rows) for u, at, deep, rows in whole])
+        else:
+            paths = self._paths.of(torch.arange(first, first + len(owner), device=owner.device), int(depth.max()))
+            self._tree.begin(Rows(mine, depth, paths, torch.bincount(mine, minlength=self.users).tolist()))
         tokens, positions = self._tokens_down(node, owner, step), self._lengths[mine] + depth - 1
         hidden = read_nodes(self._model, self._head, self._tree, tokens, positions)
         self._tree.end()
-        self._hidden = torch.cat([self._hidden, hidden])
-        self._depths = torch.cat([self._depths, depth])
-        self._paths = torch.cat([self._paths, paths])
-        return row, chain - 1
+        self._hidden = appended(self._hidden, first, hidden)
+        return row
 
     def _tokens_down(self, node: Tensor, owner: Tensor, step: Tensor) -> Tensor:
         """(m,) the token `step` places down the chain of each."""

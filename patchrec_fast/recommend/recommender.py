@@ -13,6 +13,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..hf.lock import exclusive
+from ..hf.modules import unwrapped
 from ..layout import Packer
 from ..layout.histories import Histories, flatten, integers
 from ..layout.policies import check_count, check_number
@@ -21,6 +23,7 @@ from .beam import EarlyStopping, Found, Rules, beam
 from .diverse import diverse
 from .exact import exact
 from .head import Head
+from .model import fingerprint, own_modes
 from .questions import Normalize
 from .reader import Reader
 from .recommendations import Recommendations
@@ -42,6 +45,11 @@ class Recommender:
     yet, and left as it was found. A prompt is read once for all branches, and the part of the prompts before the
     history, the same for all users, once a call (`patchrec_fast.hf.cache`).
 
+    Threads may call one recommender, or several of one model: their calls take turns (`patchrec_fast.hf.lock`). Other
+    calls of the model, and its training, are not in their turn: a call here finds the model in training mode, or
+    without `attach`, and changes that until it ends. So who calls the model beside attaches it before, and trains it
+    not at the same time.
+
     Attributes:
         model, packer: as given.
         trie: of the packer's catalogue, on the CPU.
@@ -51,7 +59,8 @@ class Recommender:
         """Set up.
 
         Args:
-            model: a causal language model of transformers, on one device.
+            model: a causal language model of transformers, on one device. Of one that `torch.compile` or
+                DistributedDataParallel wraps, the model inside is called.
             packer: builds the prompts; its catalogue is what can be recommended.
             trie: of that catalogue, where one is kept (`recommend.files`); None builds it.
 
@@ -66,37 +75,71 @@ class Recommender:
         else:
             files.check(trie, packer.catalogue, end)
         self.model, self.packer, self.trie = model, packer, trie
-        self._head = Head(model)
-        self._runs: dict[Hashable, Run] | None = None  # inside `unchanged`
+        self._model = unwrapped(model)
+        with exclusive(self._model):
+            self._head = Head(self._model)
+        self._runs: dict[Hashable, Run] = {}  # inside `unchanged`
+        self._blocks = 0  # of `unchanged` that somebody is in
+        self._weights: tuple[Any, ...] = ()  # their fingerprint, since the first run was kept
         if int(trie.token.max()) >= self._head.size:
             raise ValueError(
                 f"model: its {self._head.size} logits do not cover the titles' token {int(trie.token.max())}; "
                 "call model.resize_token_embeddings(prompt.num_embeddings)"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy keeps nothing of other calls, and nobody is inside its `unchanged`."""
+        return {**vars(self), "_runs": {}, "_blocks": 0, "_weights": ()}
+
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Inside, the model does not change, so what one call prepares serves the next: the beginning that all prompts
-        share, the titles' part of the head, CUDA graphs. Whoever changes it inside gets answers of both models."""
-        outer, self._runs = self._runs, {}
+        """Inside, the model does not change, so what one call prepares serves the next, of any thread: the beginning
+        that all prompts share, the titles' part of the head, CUDA graphs.
+
+        A call that finds other weights raises RuntimeError. Not all changes can be seen: whoever makes one inside may
+        get answers of both models. Blocks may overlap: what is kept goes when nobody is inside any more.
+        """
+        with exclusive(self._model):
+            self._blocks += 1
         try:
             yield
         finally:
-            self._runs = outer
+            with exclusive(self._model):
+                self._blocks -= 1
+                if not self._blocks:
+                    self._runs, self._weights = {}, ()
 
+    @contextmanager
     def _run(
         self, normalize: Normalize, exclude_seen: bool = False, graphed: Rules | None = None, required: bool = False
-    ) -> Run:
-        """A run with these options, where inside `unchanged` the one that there is."""
-        key = normalize, exclude_seen, graphed, required
-        run = None if self._runs is None else self._runs.get(key)
-        if run is None:
-            run = Run(self.model, self._head, self.packer, self.trie, normalize, exclude_seen)
-            if graphed is not None:
-                run.fix(graphed, required)
-            if self._runs is not None:
+    ) -> Iterator[Run]:
+        """A run with these options, by which nobody else calls the model; inside `unchanged` the one that there is.
+
+        Raises:
+            RuntimeError: the model has changed inside `unchanged`.
+        """
+        device = next(self._model.parameters()).device
+        with exclusive(self._model), own_modes(device) as autocast:
+            if self._blocks:
+                self._check_unchanged()
+            key = normalize, exclude_seen, graphed, required, autocast
+            run = self._runs.pop(key, None)  # a call that fails, or one inside this one, leaves or finds it nowhere
+            if run is None:
+                run = Run(self._model, self._head, self.packer, self.trie, normalize, exclude_seen, autocast)
+                if graphed is not None:
+                    run.fix(graphed, required)
+            yield run
+            if self._blocks:
                 self._runs[key] = run
-        return run
+
+    def _check_unchanged(self) -> None:
+        weights = fingerprint(self._model)
+        if self._runs and weights != self._weights:
+            raise RuntimeError(
+                "the model has changed inside `unchanged`, where what was computed before is used again; "
+                "leave the block before, and enter it again after"
+            )
+        self._weights = weights
 
     def recommend(
         self,
@@ -157,9 +200,10 @@ class Recommender:
             return beam(reader, rules)
 
         graphed = method == "beam" and cuda_graphs is not False
-        run = self._run(normalize, exclude_seen, rules if graphed else None, cuda_graphs is True)
         users = Users(*flatten(histories))
-        parts = run.decode(users, decode, batch_size)
+        with self._run(normalize, exclude_seen, rules if graphed else None, cuda_graphs is True) as run:
+            parts = run.decode(users, decode, batch_size)
+            rows, seconds = run.rows, run.seconds
         leaf, score, log_prob = (torch.cat(column).numpy() for column in zip(*(each for each, _ in parts), strict=True))
         _check_finite(score)
         rest = (0, 0), (0, k - leaf.shape[1])  # more than there are titles
@@ -168,8 +212,8 @@ class Recommender:
             log_probs=np.pad(log_prob, rest, constant_values=-np.inf),
             scores=np.pad(score, rest, constant_values=-np.inf),
             scored=torch.cat([asked for _, asked in parts]).numpy(),
-            rows=run.rows,
-            seconds=run.seconds,
+            rows=rows,
+            seconds=seconds,
             catalogue=self.packer.catalogue,
         )
 
@@ -189,9 +233,9 @@ class Recommender:
         def decode(reader: Reader) -> tuple[Tensor]:
             return (log_probs(reader)[:, leaf.to(reader.trie.token.device)],)
 
-        parts = Run(self.model, self._head, self.packer, self.trie, normalize).decode(
-            Users(*flatten(histories)), decode, check_count("batch_size", batch_size, minimum=1)
-        )
+        users, batch_size = Users(*flatten(histories)), check_count("batch_size", batch_size, minimum=1)
+        with self._run(normalize) as run:
+            parts = run.decode(users, decode, batch_size)
         table = torch.cat([each[0] for each, _ in parts]).numpy()
         _check_finite(table)
         return table

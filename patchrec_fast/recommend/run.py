@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -19,8 +20,6 @@ from torch import Tensor
 
 from .._backends import why_not
 from .._ranges import named
-from ..hf.attach import attach
-from ..hf.attention import is_ours
 from ..hf.cache import TreeCache, Trunk
 from ..hf.fixed_tree import FixedTree
 from ..layout import PackedBatch, Packer
@@ -29,11 +28,14 @@ from .beam import Rules
 from .fixed import FixedBeam
 from .graph import Replayed
 from .head import Head
+from .model import Autocast, called, ready
 from .questions import NORMALIZE, Normalize, Questions, closed_nodes
 from .reader import Prompts, Reader, prompt_rows
 from .trie import Trie
 
 _ROOM = 1.25  # of what a batch needs, so that the next, of other histories, most often fits
+
+_EMPTY, _SMALL = 4, 4096  # times the rows of beams that can live; rows a user that are no matter
 
 PARTS = ("pack", "prompt", "decode")
 """Of a call's wall time."""
@@ -72,8 +74,9 @@ class Run:
         trie: Trie,
         normalize: Normalize,
         exclude_seen: bool = False,
+        autocast: Autocast = None,
     ) -> None:
-        """Set up; `trie` is on the CPU.
+        """Set up; `trie` is on the CPU, `autocast` is for the calls of the model.
 
         Raises:
             ValueError: a `normalize` that is none.
@@ -83,6 +86,8 @@ class Run:
         self.rows, self.seconds = 0, dict.fromkeys(PARTS, 0.0)
         self._model, self._head, self._packer, self._host_trie = model, head, packer, trie
         self._device = next(model.parameters()).device
+        self._forward = called(model, autocast)
+        self._keeps_trunk = not _rotates_by_length(model)
         self._trie = trie.to(self._device)
         self._questions = Questions(head, self._trie, normalize)
         self._exclude_seen = exclude_seen
@@ -97,23 +102,25 @@ class Run:
         Raises:
             RuntimeError: required, and they cannot.
         """
-        reason = _why_not_fixed(self._model, self._device)
+        reason = _why_not_fixed(self._model, self._device) or _mostly_empty(self._host_trie, rules.beams)
         if reason is None:
             self._rules, self._graphs_required = rules, required
         elif required:
             raise RuntimeError(f"cuda_graphs=True cannot serve this call: {reason}")
 
-    @torch.no_grad()
     def decode(
         self, users: Users, decode: Callable[[Reader], Answers], batch_size: int
     ) -> list[tuple[Answers, Tensor]]:
-        """What `decode` makes of each batch and how much it asked, on the CPU, users in order."""
+        """What `decode` makes of each batch and how much it asked, on the CPU, users in order.
+
+        For who has the model alone, in `recommend.model.own_modes`.
+        """
         check_count("batch_size", batch_size, minimum=1)
         self.rows, self.seconds = 0, dict.fromkeys(PARTS, 0.0)
         parts = []
         if self._exclude_seen:
             self._make_closable(min(batch_size, len(users)))
-        with _ready(self._model):
+        with ready(self._model):
             waiting = [users.part(a, min(a + batch_size, len(users))) for a in range(0, len(users), batch_size)][::-1]
             while waiting:
                 batch = waiting.pop()
@@ -152,7 +159,7 @@ class Run:
     def _read(self, packed: PackedBatch, decode: Callable[[Reader], Answers]) -> tuple[Prompts, Callable[[], Answers]]:
         """The prompts, read, and the search that waits."""
         lengths, left_out = (rows.tolist() for rows in prompt_rows(packed))
-        known = self._model, self._head, self._trie, packed
+        known = self._forward, self._head, self._trie, packed
         prompts: Prompts
         search: Callable[[], Answers]
         if self._rules is None:
@@ -164,7 +171,7 @@ class Run:
             fixed.tree.renew(lengths, left_out, self._trunk)
             prompts = Prompts(*known, fixed.tree, self._questions)
             search = partial(fixed.search, prompts)
-        if self._trunk is None and not _rotates_by_length(self._model):
+        if self._trunk is None and self._keeps_trunk:
             self._trunk = prompts.tree.trunk(len(self._packer.prompt.prefix))
         return prompts, search
 
@@ -177,7 +184,7 @@ class Run:
             self._fixed = None  # its memory, before there is another's
             tree = FixedTree(users, rules.beams, self._trie.depth - 1, rows, longest, self._device)
             step = Replayed(self._device, required=self._graphs_required)
-            self._fixed = FixedBeam(self._model, self._head, self._trie, self._questions, rules, tree, step)
+            self._fixed = FixedBeam(self._forward, self._head, self._trie, self._questions, rules, tree, step)
         return self._fixed
 
     def _make_closable(self, users: int) -> None:
@@ -220,22 +227,18 @@ def _why_not_fixed(model: Any, device: torch.device) -> str | None:
     return why_not("triton", device.type, next(model.parameters()).dtype)
 
 
+def _mostly_empty(trie: Trie, beams: int) -> str | None:
+    """Why steps of one shape would have room for more than can live: it is of the longest title, in each beam."""
+    rows = (trie.depth - 1) * beams
+    if rows <= _SMALL:
+        return None
+    inner = [int((~trie.is_leaf[a:b]).sum()) for a, b in pairwise(trie.levels[1:-1])]  # by depth
+    if rows <= _EMPTY * sum(min(beams, nodes) for nodes in inner):
+        return None
+    return f"its steps would keep {rows} rows a user for the longest title, of {trie.depth} tokens, most of them empty"
+
+
 def _rotates_by_length(model: Any) -> bool:
     """Whether rotary embeddings depend on the longest position of a call: then each batch needs keys of its own."""
     kinds = (str(getattr(module, "rope_type", "")) for module in model.modules())  # one, or one a type of layers
     return any("dynamic" in kind or "longrope" in kind for kind in kinds)
-
-
-@contextmanager
-def _ready(model: Any) -> Iterator[None]:
-    """The model attached and in evaluation mode; afterwards as it was."""
-    handle = None if is_ours(model.config._attn_implementation) else attach(model)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        if handle is not None:
-            handle.detach()

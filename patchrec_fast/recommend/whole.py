@@ -20,7 +20,7 @@ def log_probs(reader: Reader) -> Tensor:
         (B, N) float32 by node, of the tokens down to it; -inf where the user must not enter.
     """
     trie, users = reader.trie, reader.users
-    total = torch.zeros((users, len(trie)), device=trie.token.device)
+    total = torch.zeros((users, len(trie)), dtype=torch.float32, device=trie.token.device)
     row = torch.arange(users, device=total.device).unsqueeze(1).repeat(1, len(trie))  # (B, N), right once read
     for first, last in pairwise(trie.levels[:-1]):
         inner = first + (~trie.is_leaf[first:last]).nonzero().squeeze(1)
