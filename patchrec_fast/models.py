@@ -125,7 +125,8 @@ def _check_json(name: Name, what: str, files: Iterable[str], hub: bool) -> None:
     needed, *_ = files = tuple(files)
     if folder.is_dir() or not hub:
         if not (folder / needed).is_file():
-            raise FileNotFoundError(f"{name}: no {needed} there, expected a folder of a Hugging Face {what}")
+            lacks = f"{folder} has no {needed}" if folder.is_dir() else f"{folder}: no {needed} there"
+            raise FileNotFoundError(f"{lacks}, expected a folder of a Hugging Face {what}")
         for file in files:
             if (folder / file).is_file():
                 _object(folder / file)

@@ -92,7 +92,7 @@ def test_buffers_of_older_checkpoints_are_no_tensors_too_many(trained, folder, t
         (lambda f: weights(f, lambda held: held.update(extra=torch.ones(2))), "config.json knows no extra"),
         (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors there"),
         (lambda f: (f / "adapter_config.json").write_text("{}"), "it holds adapters (adapter_config.json)"),
-        (lambda f: (f / "tokenizer_config.json").unlink(), "no tokenizer_config.json there"),
+        (lambda f: (f / "tokenizer_config.json").unlink(), "has no tokenizer_config.json"),
         (lambda f: config(f, model_type="own", auto_map={"AutoConfig": "own.Own"}), "it needs code of its own"),
     ],
 )

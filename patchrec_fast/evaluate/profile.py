@@ -7,6 +7,7 @@ Times do not depend on the weights, so a model of random weights serves.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -133,7 +134,11 @@ class Profiler:
     def trace(
         self, history: NDArray[np.int32], path: str | os.PathLike[str], settings: Sequence[Setting] = SETTINGS
     ) -> None:
-        """A torch.profiler trace of one user under each setting, to be opened in Perfetto or chrome://tracing."""
+        """A torch.profiler trace of one user under each setting, to be opened in Perfetto or chrome://tracing.
+
+        Raises:
+            OSError: names `path`: it was not written whole.
+        """
         from torch.profiler import profile, record_function
 
         recs = [self._recommender(setting) for setting in settings]
@@ -146,7 +151,10 @@ class Profiler:
                 with record_function(setting.name):
                     rec.recommend([history], **self._options)
         with _files.replacing(path) as temporary:
-            profiler.export_chrome_trace(str(temporary))
+            profiler.export_chrome_trace(str(temporary))  # of a full disk it says nothing, and leaves a file behind
+            temporary.with_name(f"{temporary.name}.tmp").unlink(missing_ok=True)
+            if not temporary.read_bytes().rstrip().endswith(b"}"):
+                raise OSError(errno.EIO, "torch.profiler did not write it whole; the disk may be full")
 
     def _recommender(self, setting: Setting) -> Recommender:
         from ..recommend import Recommender

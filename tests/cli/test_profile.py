@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import json
 import shutil
+import signal
 
 import pytest
 from transformers import AutoTokenizer
@@ -61,6 +62,32 @@ def test_the_prompt_is_the_model_s_own(run, folders, tmp_path):
         assert found["prompt"] == changed.to_dict()
         packer = changed.packer(folders.dataset.titles, AutoTokenizer.from_pretrained(model))
         assert found["compared"][0]["rows"] == packer.pack(history).max_seqlen
+
+
+def test_a_full_disk_names_the_file(run, folders, tmp_path):
+    """A limit of a file's size stands for it; what was measured is printed, and the files before it are whole."""
+    pytest.importorskip("matplotlib")
+    resource = pytest.importorskip("resource")
+    flags = ["--model", folders.model, "--more-than", 5, "--users", 1, "--lengths", 5, "--k", 1, "--json"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for limit, name, more in (
+            (1000, "out/profile.json", []),
+            (3000, "out/growth.png", []),
+            (200_000, "trace.json", ["--trace", tmp_path / "trace.json"]),
+        ):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+            status, shown, told = run(*flags, *more, "--out", tmp_path / "out")
+            assert status == 1
+            assert str(tmp_path / name) in told.splitlines()[-1]
+            assert json.loads(shown.splitlines()[0])["compared"]
+            assert not (tmp_path / name).exists()
+            assert not list(tmp_path.rglob(".*"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    json.loads((tmp_path / "out" / "profile.json").read_text())
 
 
 def test_what_cannot_be_written_is_said_before_anything_is_measured(run, folders, tmp_path, monkeypatch):

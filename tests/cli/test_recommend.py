@@ -4,8 +4,11 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
+from patchrec_fast import data
+from patchrec_fast.cli import models
 from patchrec_fast.cli.main import main
 from patchrec_fast.cli.recommend import items_of
 
@@ -54,6 +57,20 @@ def test_the_table(run, folders):
     lines = shown.splitlines()
     assert lines[0] == f"after {folders.dataset.titles[7]}"
     assert [line.split()[0] for line in lines[1:]] == ["1", "2", "3"]
+
+
+def test_titles_are_safe_to_print(run, folders, monkeypatch, tmp_path):
+    titles = {item: f"\x1b]0;{item}\x07\x9b2J\u202e\nline {item}" for item in range(4)}
+    dataset = data.Dataset(np.array([0, 1, 2, 3], np.int32), np.array([0, 4]), titles, {})
+    monkeypatch.setattr(models, "open_data", lambda folder: dataset)
+    status, shown, told = run("--items", 0, 1, "--k", 3, "--method", "exact")
+    assert status == 0
+    assert len(shown.splitlines()) == 4
+    for line in (shown + told).splitlines():
+        assert line.isprintable()
+    _, line, _ = run("--items", 0, 1, "--k", 3, "--method", "exact", "--json")
+    assert line.rstrip("\n").isprintable()
+    assert {answer["title"] for answer in json.loads(line)["recommendations"]} <= set(titles.values())
 
 
 def test_seen_titles_are_left_out(run):

@@ -266,5 +266,13 @@ def test_more_series_than_colours_are_dashed():
     assert "stroke-dasharray" in made.svg
 
 
+def test_no_control_or_direction_mark_reaches_the_page(tmp_path):
+    evil = "a\x1b[2J\x00\u202e\u2066\ud800b"
+    page.write(tmp_path / "r.html", evil, [page.Section(evil, [evil], tables=[page.Table(evil, [evil], [[evil]])])])
+    text = (tmp_path / "r.html").read_text()
+    assert text.count(r"a\x1b[2J\x00\u202e\u2066\ud800b") == 9
+    assert all(character.isprintable() or character == "\n" for character in text)
+
+
 def test_the_page_of_no_section():
     assert Page(page.render("t", [])).count("section") == 0
