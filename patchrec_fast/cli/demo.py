@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.download import download
-from ..train.run import RUN
+from ..train.folder import RUN
 from ..train.start import SAMPLE, open_data
 from .bench import benchmarks, checkout
 from .main import INTERRUPTED, main

@@ -77,7 +77,10 @@ def latest(out: Path) -> Path | None:
 def check(folder: Path) -> None:
     """Raises ValueError where a file of a checkpoint is missing or is not as it was written; the message names it."""
     actual = dict(_files(folder))
-    for name, written in _json.load(folder / SEAL, _SHAPE, "the seal of a checkpoint").items():
+    sealed = _json.load(folder / SEAL, _SHAPE, "the seal of a checkpoint")
+    if missing := actual.keys() - sealed.keys():
+        raise ValueError(f"{folder / SEAL}: not the seal of this checkpoint, or damaged: it lacks {min(missing)}")
+    for name, written in sealed.items():
         size = actual[name].stat().st_size if name in actual else 0
         if size != written["bytes"]:
             problem = f"expected {written['bytes']} bytes, got {size}"
