@@ -51,6 +51,7 @@ class CheckpointingTrainer(Trainer):
             if self.is_world_process_zero():
                 self._tokenizer.save_pretrained(unfinished)
                 self._settings.save(unfinished)
+                open_up(unfinished)
                 write(unfinished / SEAL, _json.dumps(_measured(unfinished), indent=1))
                 os.rename(unfinished, out / name)
         if self.is_world_process_zero():
@@ -66,6 +67,13 @@ def saving(path: Path, unfinished: Path) -> Iterator[None]:
         shutil.rmtree(unfinished, ignore_errors=True)
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(f"{path}: could not be saved ({reason}); what was saved before is kept") from error
+
+
+def open_up(folder: Path) -> None:
+    """Gives every file the mode that the user's umask gives: safetensors makes private ones."""
+    mode = (folder / "tokenizer_config.json").stat().st_mode & 0o777  # written by Python's open
+    for _, path in _files(folder):
+        path.chmod(mode)
 
 
 def latest(out: Path) -> Path | None:

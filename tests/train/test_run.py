@@ -107,6 +107,9 @@ def test_what_comes_out(run, small, tmp_path, stage, policy):
         assert model.config.use_cache
         assert model.get_input_embeddings().padding_idx is None
     assert same(weights(out), weights(out / "checkpoint-6"))
+    (tmp_path / "mine").touch()
+    modes = {path.stat().st_mode for path in (*out.rglob("*"), tmp_path / "mine") if path.is_file()}
+    assert len(modes) == 1  # as the umask says
 
     # The last validation loss, by hand, from the files alone.
     dataset = data.load(small / "data")
