@@ -15,7 +15,7 @@ import numpy as np
 
 from .._text import printable
 from ..data.download import download
-from ..train.run import RUN
+from ..train.folder import RUN
 from ..train.start import SAMPLE, open_data
 from .bench import benchmarks, checkout
 from .main import INTERRUPTED, main

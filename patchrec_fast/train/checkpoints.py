@@ -51,6 +51,7 @@ class CheckpointingTrainer(Trainer):
             if self.is_world_process_zero():
                 self._tokenizer.save_pretrained(unfinished)
                 self._settings.save(unfinished)
+                open_up(unfinished)
                 write(unfinished / SEAL, _json.dumps(_measured(unfinished), indent=1))
                 os.rename(unfinished, out / name)
         if self.is_world_process_zero():
@@ -68,6 +69,13 @@ def saving(path: Path, unfinished: Path) -> Iterator[None]:
         raise OSError(f"{path}: could not be saved ({reason}); what was saved before is kept") from error
 
 
+def open_up(folder: Path) -> None:
+    """Gives every file the mode that the user's umask gives: safetensors makes private ones."""
+    mode = (folder / "tokenizer_config.json").stat().st_mode & 0o777  # written by Python's open
+    for _, path in _files(folder):
+        path.chmod(mode)
+
+
 def latest(out: Path) -> Path | None:
     """The newest sealed checkpoint of an output folder."""
     sealed = _sealed(out)
@@ -77,7 +85,10 @@ def latest(out: Path) -> Path | None:
 def check(folder: Path) -> None:
     """Raises ValueError where a file of a checkpoint is missing or is not as it was written; the message names it."""
     actual = dict(_files(folder))
-    for name, written in _json.load(folder / SEAL, _SHAPE, "the seal of a checkpoint").items():
+    sealed = _json.load(folder / SEAL, _SHAPE, "the seal of a checkpoint")
+    if missing := actual.keys() - sealed.keys():
+        raise ValueError(f"{folder / SEAL}: not the seal of this checkpoint, or damaged: it lacks {min(missing)}")
+    for name, written in sealed.items():
         size = actual[name].stat().st_size if name in actual else 0
         if size != written["bytes"]:
             problem = f"expected {written['bytes']} bytes, got {size}"

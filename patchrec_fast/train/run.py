@@ -290,6 +290,8 @@ def _steps(count: float, total: int) -> int:
 
 def _save(run: _Run, folder: Path, unfinished: Path, lora: bool) -> None:
     """The model in plain format: under another name first, `patchrec.json` at the very end."""
+    from .checkpoints import open_up
+
     run.attachment.detach()
     main = run.trainer.is_world_process_zero()
     if lora:
@@ -301,6 +303,7 @@ def _save(run: _Run, folder: Path, unfinished: Path, lora: bool) -> None:
     if not main:
         return
     run.tokenizer.save_pretrained(unfinished)
+    open_up(unfinished)
     for path in unfinished.iterdir():
         if path.name != "training_args.bin":  # a pickle; recipe.toml and run.json say the same
             os.replace(path, folder / path.name)

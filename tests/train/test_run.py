@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -108,6 +107,9 @@ def test_what_comes_out(run, small, tmp_path, stage, policy):
         assert model.config.use_cache
         assert model.get_input_embeddings().padding_idx is None
     assert same(weights(out), weights(out / "checkpoint-6"))
+    (tmp_path / "mine").touch()
+    modes = {path.stat().st_mode for path in (*out.rglob("*"), tmp_path / "mine") if path.is_file()}
+    assert len(modes) == 1  # as the umask says
 
     # The last validation loss, by hand, from the files alone.
     dataset = data.load(small / "data")
@@ -353,7 +355,7 @@ def test_damaged_files_of_a_run_are_named(run, tmp_path):
         whole = path.read_bytes()
         for content in (b"", b"{}", b"[]", b"x", b"[" * 100_000, b'{"stage": NaN}', b"\xff"):
             path.write_bytes(content)
-            with pytest.raises(ValueError, match=f"{path}: ") if content != b"{}" or name[0] != "c" else nullcontext():
+            with pytest.raises(ValueError, match=f"{path}: "):
                 run("out", resume=True, steps=2)
         path.write_bytes(whole)
         (out / "result.json").unlink(missing_ok=True)
@@ -429,9 +431,11 @@ def test_a_start_that_was_killed(run, tmp_path):
 
 
 def test_one_run_a_folder(run, tmp_path):
-    with only_one(tmp_path / "out"):
-        with pytest.raises(ValueError, match=f"another run is writing in {tmp_path / 'out'} now"):
-            run("out")
+    with (
+        only_one(tmp_path / "out"),
+        pytest.raises(ValueError, match=f"another run is writing in {tmp_path / 'out'} now"),
+    ):
+        run("out")
     assert not (tmp_path / "out").exists()  # made for the lock, and empty
     assert run("out", steps=1)["steps"] == 1
 
