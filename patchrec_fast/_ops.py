@@ -87,9 +87,7 @@ def compress_backward_(
         into.copy_(rows)
 
 
-def _in_memory(
-    ids: Tensor, token_offsets: Tensor, item_offsets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _in_memory(ids: Tensor, token_offsets: Tensor, item_offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     items = None if item_offsets is None else in_memory("item_offsets", item_offsets)
     return in_memory("ids", ids), in_memory("token_offsets", token_offsets), items
 
@@ -166,7 +164,14 @@ def dispatcher_needed(*tensors: Tensor | None) -> bool:
         torch.compiler.is_compiling()
         or any(type(x) not in PLAIN for x in tensors)
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or transformed()
+    )
+
+
+def transformed() -> bool:
+    """Whether a torch.func transform, torch.jit.trace or forward-mode AD is at work."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
         or forward_ad()
     )

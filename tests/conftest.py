@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from patchrec_fast import _backends
+
 
 def _folder(variable: str, holds: str) -> Path:
     folder = os.environ.get(variable)
@@ -47,3 +49,21 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def device():
+    """Where the kernels run: on the GPU if there is one, else on the CPU, Triton's by its interpreter."""
+    if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
+@pytest.fixture(params=["cpu", "triton", "reference"])
+def served(request, device):
+    """(impl, device) of every backend that serves here."""
+    where = torch.device("cpu") if request.param == "cpu" else device
+    reason = _backends.why_not(request.param, where.type)
+    if reason:
+        pytest.skip(reason)
+    return request.param, where

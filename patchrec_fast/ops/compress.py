@@ -81,8 +81,8 @@ def compress(
     seen = _ops.dispatcher_needed(table, *csr)
     if seen and grad_mode != "dense":
         raise RuntimeError(
-            f"grad_mode={grad_mode!r} is for eager mode; use grad_mode='dense' under compilers, tracing modes, torch.func "
-            "and forward-mode AD"
+            f"grad_mode={grad_mode!r} is for eager mode; use grad_mode='dense' under compilers, tracing modes, "
+            "torch.func and forward-mode AD"
         )
     if seen or not (torch.is_grad_enabled() and table.requires_grad):
         return gradients.apply(table, csr, schedule, impl, table.shape[0], transposed=False)

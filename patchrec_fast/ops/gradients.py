@@ -13,7 +13,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from .. import _backends, _ops
+from .. import _ops
 from .validate import overlaps_itself
 
 Csr = tuple[Tensor, Tensor, Tensor | None]  # ids (T,), token_offsets (I+1,), item_offsets (R+1,)
@@ -135,7 +135,7 @@ def _(info: Any, in_dims: Any, grad: Tensor, *rest: Any) -> tuple[Tensor, int]:
 
 
 def _batched(op: Any, size: int, in_dims: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, int]:
-    """One call where only the table (or the gradient) is batched; one for each of the batch where ids or offsets are."""
+    """One call where only the table (or the gradient) is batched; one for each where ids or offsets are."""
     x, *rest = arguments
     dim, *others = in_dims
     if all(isinstance(each, (list, tuple)) or each is None for each in others):

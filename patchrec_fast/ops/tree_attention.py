@@ -9,9 +9,12 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .. import _backends
+from .. import _backends, _ops
 from .._backends import IMPLS, Impl
 from ..reference import tree_attention as reference
+from .validate import in_memory
+
+NAMES = ("query", "key", "value", "cu_seqlens", "tree_key", "tree_value", "path", "cu_rows")
 
 
 def tree_attention(
@@ -82,7 +85,10 @@ def tree_attention(
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         raise RuntimeError("tree_attention has no gradient; call it under torch.no_grad()")
     sizes = {"max_rows": max_rows, "max_seqlen": max_seqlen, "scale": scale, "window": window, "softcap": softcap}
-    made: Tensor = _module(choose(impl, query.device.type, query.dtype)).tree_attention(*tensors, **sizes)
+    chosen = choose(impl, query.device.type, query.dtype)
+    if chosen == "triton" and not torch.compiler.is_compiling():
+        _check_for_kernel(dict(zip(NAMES, tensors, strict=True)))
+    made: Tensor = _module(chosen).tree_attention(*tensors, **sizes)
     return made
 
 
@@ -101,6 +107,17 @@ def _module(name: str) -> ModuleType:
 
         return kernels
     return reference
+
+
+def _check_for_kernel(tensors: dict[str, Tensor]) -> None:
+    """A kernel reads memory: of no tangent, transform or trace, and without a pending negation."""
+    if _ops.transformed():
+        raise RuntimeError(
+            "tree_attention's kernel is not for torch.func, forward-mode AD or torch.jit.trace; use impl='reference'"
+        )
+    for name, x in tensors.items():
+        if in_memory(name, x) is not x:
+            raise ValueError(f"{name} is a view with a pending negation or zeros without memory; clone it")
 
 
 def _check_tensors(

@@ -10,6 +10,7 @@ import patchrec_fast as pf
 from patchrec_fast import native
 from patchrec_fast.reference import compress as reference
 from patchrec_fast.testing import (
+    Batch,
     assert_within,
     backward_budget,
     forward_budget,
@@ -43,16 +44,18 @@ def gradient(batch, d, dtype):
 @pytest.mark.parametrize("d", [1, 7, 16, 100, 945, 4100])
 @pytest.mark.parametrize("levels", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_forward_and_gradient(impl, dtype, levels, d):
+def test_forward_and_gradient(served, dtype, levels, d):
+    impl, device = served
     batch = ragged_batch(67, V, levels=levels, max_items=9, max_tokens=11)
-    weight = table(d, dtype).requires_grad_()
-    out = pf.compress(batch.ids, batch.offsets, weight, impl=impl)
+    there = Batch(*(None if x is None else x.to(device) for x in batch))
+    weight = table(d, dtype).to(device).requires_grad_()
+    out = pf.compress(there.ids, there.offsets, weight, impl=impl)
     assert out.dtype == dtype
-    assert_within(out, *forward_budget(weight.detach(), batch))
+    assert_within(out.cpu(), *forward_budget(weight.detach().cpu(), batch))
     grad = gradient(batch, d, dtype)
-    out.backward(grad)
+    out.backward(grad.to(device))
     assert weight.grad.dtype == dtype
-    assert_within(weight.grad, *backward_budget(grad, batch, V))
+    assert_within(weight.grad.cpu(), *backward_budget(grad, batch, V))
 
 
 # csrc groups tokens by id in digits of 9 bits: 1 id has none, 512 one, 513 two, 262,144 two, 300,001 three.
@@ -94,7 +97,7 @@ def test_every_instruction_set(monkeypatch, isa, dtype):
     monkeypatch.setenv("PATCHREC_FAST_ISA", isa)
     try:
         assert native.isa() == isa
-        test_forward_and_gradient("cpu", dtype, 2, 945)
+        test_forward_and_gradient(("cpu", torch.device("cpu")), dtype, 2, 945)
     finally:
         native._isa_index.cache_clear()
 

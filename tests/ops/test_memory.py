@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors whose memory is not what their shape says: freed, of another device by default, negated, shared, overlapping."""
+"""Tensors whose memory is not what their shape says: freed, negated, shared, overlapping, on another device."""
 
 import contextlib
 import os
@@ -363,9 +363,9 @@ def test_a_native_library_asked_for_that_does_not_serve(monkeypatch, tmp_path):
 
 def test_sparse_tables_and_ids_are_refused():
     ids, offsets = BATCH.ids, BATCH.offsets
-    with pytest.raises(TypeError, match="weight must be a dense table, got a torch.sparse_coo tensor"):
+    with pytest.raises(TypeError, match=r"weight must be a dense table, got a torch\.sparse_coo tensor"):
         pf.compress(ids, offsets, table().to_sparse())
-    with pytest.raises(TypeError, match="ids must be dense, got a torch.sparse_coo tensor"):
+    with pytest.raises(TypeError, match=r"ids must be dense, got a torch\.sparse_coo tensor"):
         pf.compress(ids.to_sparse(), offsets, table())
 
 
