@@ -222,7 +222,7 @@ def test_what_no_dataset_holds(tmp_path, sequences, titles, said):
 
 
 def test_a_flipped_bit_is_seen(tmp_path):
-    """Or it is in what does not matter; without checksums every fifth of these loads as another data set."""
+    """Or it is in what does not matter; without checksums some of these load as another data set."""
     dataset = generate(users=5, items=20)
     save(dataset, tmp_path)
     file = tmp_path / "sequences.parquet"
