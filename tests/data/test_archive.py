@@ -150,3 +150,12 @@ def test_what_a_killed_process_left_goes(tmp_path):
     folder = unpack(tmp_path / "ml.zip", "ml", tmp_path)
     assert [path.name for path in folder.iterdir()] == ["new"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ml", "ml.zip"]
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    with zipfile.ZipFile(tmp_path / "ml.zip", "w") as archive:
+        archive.writestr("ml/é", "x")
+    data = (tmp_path / "ml.zip").read_bytes()
+    (tmp_path / "ml.zip").write_bytes(data.replace("é".encode(), b"\xff\xff"))
+    with pytest.raises(ValueError, match=r"ml\.zip: not a readable zip archive"):
+        unpack(tmp_path / "ml.zip", "ml", tmp_path)

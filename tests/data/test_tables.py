@@ -222,10 +222,17 @@ def test_what_no_dataset_holds(tmp_path, sequences, titles, said):
 
 
 def test_a_flipped_bit_is_seen(tmp_path):
-    save(generate(users=30, items=50), tmp_path)
-    file = tmp_path / "titles.parquet"
-    data = bytearray(file.read_bytes())
-    data[len(data) // 4] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(ValueError, match=r"titles\.parquet: not a readable Parquet file"):
-        load(tmp_path)
+    """Or it is in what does not matter; without checksums some of these load as another data set."""
+    dataset = generate(users=5, items=20)
+    save(dataset, tmp_path)
+    file = tmp_path / "sequences.parquet"
+    data, refused = file.read_bytes(), 0
+    for place in range(0, len(data), 17):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        try:
+            found = load(tmp_path)
+        except ValueError:
+            refused += 1
+        else:
+            same(found, dataset)
+    assert refused
