@@ -106,8 +106,8 @@ class Trie:
         chain = torch.ones_like(self.token)
         first, leaf = self.first, self.is_leaf
         for a, b in reversed(list(pairwise(self.levels[:-1]))):  # the deepest level is leaves alone
-            child = first[a:b]
-            forced = (first[a + 1 : b + 1] - child == 1) & ~leaf[child]
+            child = first[a:b].clamp(max=len(self) - 1)  # a leaf has none, and the last of them points behind all
+            forced = (first[a + 1 : b + 1] - first[a:b] == 1) & ~leaf[child]
             chain[a:b] += torch.where(forced, chain[child], 0)
         return chain
 
