@@ -63,7 +63,7 @@ def kept_rows(model: Any, packed: dict[str, Any]) -> dict[str, Tensor]:
     if 4 * rows.shape[0] > 3 * packed["inputs_embeds"].shape[1]:
         return {}
     inner = inner_of(model)
-    if packed.get("output_hidden_states") or inner.config.output_hidden_states:
+    if family_of(inner) is None or packed.get("output_hidden_states") or inner.config.output_hidden_states:
         return {}
     return {"kept_rows": rows} if _installed(inner) and _unwatched(inner) else {}
 
