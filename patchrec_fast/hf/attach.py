@@ -22,7 +22,7 @@ from ..ops.plan import Plan
 from . import attention as kernels
 from . import head, last_layer
 from .loss import on_supervised_rows
-from .modules import keeps_forward, serves
+from .modules import inner_of, keeps_forward, serves
 
 _LAYERS = {"full_attention", "sliding_attention"}
 _CLASHES = ("input_ids", "inputs_embeds", "attention_mask", "past_key_values")
@@ -92,6 +92,8 @@ def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Att
         head.install(model, loss, undo)
         last_layer.install(model, undo)
         undo.callback(model.register_forward_pre_hook(_read_batch, with_kwargs=True).remove)
+        decoder = getattr(inner_of(model), "base_model", model)
+        undo.callback(decoder.register_forward_pre_hook(kernels.mark, with_kwargs=True).remove)
         return Attachment(model, name, undo.pop_all())
 
 
@@ -231,10 +233,6 @@ def _read_batch(
     packed.update(supervised, inputs_embeds=rows, use_cache=False)
     if supervised or not torch.is_grad_enabled():  # a row that a caller names twice would get its gradient twice
         packed.update(last_layer.kept_rows(model, packed))
-    if kernels.is_ours(model.config._attn_implementation):
-        # Four dimensions tell transformers that the mask is made; it would make one of (R, R) otherwise. Nobody
-        # reads it, and who did would see that nothing may be attended to.
-        packed["attention_mask"] = rows.new_zeros((1, 1, 1, 1), dtype=torch.bool)
     return (), packed
 
 

@@ -63,7 +63,7 @@ def kept_rows(model: Any, packed: dict[str, Any]) -> dict[str, Tensor]:
     if 4 * rows.shape[0] > 3 * packed["inputs_embeds"].shape[1]:
         return {}
     inner = inner_of(model)
-    if family_of(inner) is None or packed.get("output_hidden_states") or inner.config.output_hidden_states:
+    if packed.get("output_hidden_states") or inner.config.output_hidden_states:
         return {}
     return {"kept_rows": rows} if _installed(inner) and _unwatched(inner) else {}
 
@@ -73,7 +73,9 @@ def _last(inner: Any) -> Any:
 
 
 def _installed(inner: Any) -> bool:
-    """Whether the layer that is the last now is the one of `install`."""
+    """Whether there is a last layer where a known family has it, and it is the one of `install`."""
+    if not hasattr(inner.base_model, "layers"):
+        return False
     return getattr(vars(_last(inner)).get("forward"), "__module__", None) == __name__
 
 

@@ -155,7 +155,5 @@ def read_nodes(model: Any, head: Head, tree: PromptCache, tokens: Tensor, positi
         tree,
         input_ids=tokens.unsqueeze(0),
         position_ids=positions.unsqueeze(0),
-        # Four dimensions tell transformers that the mask is made; the tree knows who sees whom.
-        attention_mask=torch.zeros((1, 1, 1, 1), dtype=torch.bool, device=tokens.device),
         use_cache=False,
     )
