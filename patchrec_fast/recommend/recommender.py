@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..hf.attach import check_decoding
 from ..layout import Packer
 from ..layout.histories import Histories, flatten, integers
 from ..layout.policies import check_count
@@ -52,8 +53,8 @@ class Recommender:
 
         Raises:
             TypeError: a model without output embeddings.
-            ValueError: a model with too few embeddings, or with logits that are not those of its output embedding; a
-                trie of another catalogue.
+            ValueError: a model with too few embeddings, with logits that are not those of its output embedding, or that
+                decodes otherwise than it reads (`patchrec_fast.hf.check`); a trie of another catalogue.
         """
         end = packer.prompt.end_of_turn
         if trie is None:
@@ -62,6 +63,7 @@ class Recommender:
             files.check(trie, packer.catalogue, end)
         self.model, self.packer, self.trie = model, packer, trie
         self._head = Head(model)
+        check_decoding(model)
         self._runs: dict[Hashable, Run] | None = None  # inside `unchanged`
         if int(trie.token.max()) >= self._head.size:
             raise ValueError(
