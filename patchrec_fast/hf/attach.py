@@ -101,8 +101,8 @@ def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Att
         head.install(model, loss, undo)
         last_layer.install(model, undo)
         undo.callback(model.register_forward_pre_hook(_hook, with_kwargs=True).remove)
-        decoder = getattr(inner_of(model), "base_model", model)
-        undo.callback(decoder.register_forward_pre_hook(kernels.mark, with_kwargs=True).remove)
+        for decoder in _decoders(inner_of(model)):
+            undo.callback(decoder.register_forward_pre_hook(kernels.mark, with_kwargs=True).remove)
         if expected is not None:
             check.compare(model, expected, checked)
         elif not check.passed(checked):
@@ -166,6 +166,13 @@ def _embedding_of(model: Any) -> nn.Module:
     if not isinstance(embedding, nn.Module):
         raise TypeError(f"model: {type(model).__name__} has no input embeddings")
     return embedding
+
+
+def _decoders(inner: Any) -> list[Any]:
+    """What the model's forward may call: all below its head, or (OPT) the decoder inside of that."""
+    outer = getattr(inner, "base_model", inner)
+    decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else None
+    return [outer] if decoder is None or decoder is outer or not hasattr(decoder, "config") else [outer, decoder]
 
 
 def _configs(model: nn.Module) -> Iterator[Any]:

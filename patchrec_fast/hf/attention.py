@@ -15,6 +15,7 @@ names avoid the word "flash", by which transformers recognises its own implement
 
 import importlib.metadata
 import inspect
+from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any, cast
 
@@ -29,6 +30,9 @@ NAME = "patchrec_varlen"
 KERNELS = ("varlen", "fa2", "masked")
 # What makes a call packed, by its names among the model's keyword arguments.
 _PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "key_rows", "tree")
+
+# Set while `check` tries a model: the masks of its plain calls say which window they have.
+checking: ContextVar[bool] = ContextVar("checking", default=False)
 
 
 def register() -> None:
@@ -121,6 +125,12 @@ def attend(
     if tree is not None and cu_seqlens is None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return tree.attend(module.layer_idx, *_one_dtype(query, key, value), scale, sliding_window, softcap), None
+    window = getattr(attention_mask, "window", sliding_window) if _watched() else sliding_window
+    if window != sliding_window:
+        raise ValueError(
+            f"{type(module).__name__} has rows see {window} rows by its mask, and tells its attention of "
+            f"{sliding_window}: a packed call would not know of the window"
+        )
     if cu_seqlens is None or kwargs.get("cache") is not None:  # continuous batching gives both, and its own mask
         if softcap is not None:
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -178,6 +188,10 @@ def _check_mask(module: nn.Module, mask: Tensor | None, rows: int, packed: bool)
         )
 
 
+def _watched() -> bool:
+    return not torch.compiler.is_compiling() and checking.get()
+
+
 def unpacked_mask(*args: Any, config: Any = None, allow_is_causal_skip: bool = True, **kwargs: Any) -> Tensor | None:
     """sdpa's mask for an unpacked call: (B, 1, L, S) bool, or None where plain causality says it all.
 
@@ -185,8 +199,12 @@ def unpacked_mask(*args: Any, config: Any = None, allow_is_causal_skip: bool = T
     """
     from transformers.masking_utils import sdpa_mask
 
-    skip = allow_is_causal_skip and getattr(config, "attn_logit_softcapping", None) is None
-    return sdpa_mask(*args, config=config, allow_is_causal_skip=skip, **kwargs)
+    watched = _watched()
+    skip = allow_is_causal_skip and not watched and getattr(config, "attn_logit_softcapping", None) is None
+    mask = sdpa_mask(*args, config=config, allow_is_causal_skip=skip, **kwargs)
+    if watched and mask is not None:
+        mask.window = kwargs.get("local_size")
+    return mask
 
 
 def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

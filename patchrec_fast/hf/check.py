@@ -5,7 +5,7 @@ What a model does with positions, masks, token ids and states is its class's bus
 for the next release, remote code or a patched module. So `attach` lets the model itself read two short prompts, first
 each alone as it was, through `input_ids`, then packed, and compares all logits and the loss. It is the user's own
 weights that run, not a small twin of the class: a twin would know nothing of patches, adapters and quantisation. That
-is four calls of a few rows, once for each class, configuration and set of forwards.
+is six calls of a few rows, once for each class, configuration and set of forwards.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layout.batch import PackedBatch
+from .attention import checking
 from .cache import Rows, TreeCache
 from .modules import inner_of
 
@@ -89,6 +90,9 @@ def compare(model: Any, expected: tuple[list[Tensor], Tensor], made: Any, call: 
         rows = tried.logits("a packed call", **inputs)
         if _off(rows, torch.cat(logits)) > _tolerance(model):
             raise ValueError(_refusal(model, _reason(tried, model, logits, prompts)))
+        plain = tried.logits("a plain call", input_ids=prompts[1].unsqueeze(0), use_cache=False)
+        if _off(plain, logits[1]) > _tolerance(model):
+            raise ValueError(_refusal(model, "with its attention set to another, plain calls come out otherwise too"))
         out = tried("a packed call with labels", **inputs, **labels)
         if getattr(out, "aux_loss", None) is None and _off(out.loss, loss, spread=False) > _tolerance(model):
             raise ValueError(_refusal(model, f"its loss of them is {float(out.loss):.4g}, expected {float(loss):.4g}"))
@@ -239,9 +243,11 @@ def quiet(model: nn.Module) -> Iterator[None]:
     devices = sorted({part.device.index for part in model.parameters() if part.device.type == "cuda"})
     for part in training:
         part.training = False
+    watched = checking.set(True)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
             yield
     finally:
+        checking.reset(watched)
         for part in training:
             part.training = True
