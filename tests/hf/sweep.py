@@ -44,9 +44,20 @@ _SIZES = {
     r"n_positions|max_position_embeddings|max_seq_len|max_target_positions|n_ctx|seq_length|max_length": 512,
     r"sliding_window|attention_window|window_size": 7,
     r"num_kv_shared_layers": 0,
+    r"rotary_dim": 8,
     r"image_size|patch_size|num_channels": None,
 }
 _SPECIAL = {"pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "is_decoder": True}
+
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16}
+_MORE = {
+    "BambaForCausalLM": _MAMBA,
+    "GraniteMoeHybridForCausalLM": _MAMBA,
+    "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
+    "Dots1ForCausalLM": {"moe_intermediate_size": 16, "n_shared_experts": 1, "n_routed_experts": 4},
+    "Dots3NoteForCausalLM": {"num_key_value_heads": 4},
+    "GPTNeoForCausalLM": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
+}
 
 
 def names() -> list[str]:
@@ -56,18 +67,18 @@ def names() -> list[str]:
     return sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()))
 
 
-def tiny(config_class: type, vocabulary: int) -> dict:
+def tiny(config_class: type, vocabulary: int, padding: int | None) -> dict:
     """Arguments of a small configuration: known sizes by name, one layer of each kind."""
     default = config_class()
     fields = {name: value for name, value in vars(default).items() if not name.startswith("_")}
     made: dict = {}
     for name, value in fields.items():
         if name in getattr(default, "sub_configs", {}):
-            made[name] = tiny(type(value), vocabulary) if value is not None else None
+            made[name] = tiny(type(value), vocabulary, padding) if value is not None else None
             continue
         if name in _SPECIAL:
-            made[name] = _SPECIAL[name]
-        elif name == "vocab_size":
+            made[name] = padding if name == "pad_token_id" else _SPECIAL[name]
+        elif name in ("vocab_size", "vocab_size_per_layer_input"):
             made[name] = vocabulary + 8
         elif re.fullmatch(r"(image|video|audio|boi|eoi|boa|eoa|vision).*(token_id|token_index)", name):
             made[name] = vocabulary + 1 + len(made) % 7
@@ -79,6 +90,8 @@ def tiny(config_class: type, vocabulary: int) -> dict:
             made[name] = 0.0
         elif isinstance(value, dict) and "short_factor" in str(value):
             made[name] = {"rope_type": "default", "rope_theta": 10000.0}
+    if "qk_rope_head_dim" in made and "head_dim" in made:
+        made["head_dim"] = made["qk_rope_head_dim"]
     depth = getattr(default, "num_hidden_layers", None)
     types = getattr(default, "layer_types", None)
     if types:
@@ -182,9 +195,20 @@ def build(name: str, **options):
     """The class, tiny, with random weights."""
     import transformers
 
-    kind = getattr(transformers, name)
+    kind, vocabulary = getattr(transformers, name), packer().prompt.num_embeddings
     torch.manual_seed(0)
-    return randomise(kind(kind.config_class(**{**tiny(kind.config_class, packer().prompt.num_embeddings), **options})))
+    for padding in (None, vocabulary + 1):
+        try:
+            config = kind.config_class(
+                **{**tiny(kind.config_class, vocabulary, padding), **_MORE.get(name, {}), **options}
+            )
+            model = randomise(kind(config))
+            model(input_ids=torch.tensor([[3, 4, 5]]), use_cache=False)
+            return model
+        except Exception:
+            if padding is not None:
+                raise
+    raise AssertionError
 
 
 def _line(name: str) -> str:
