@@ -61,7 +61,7 @@ def is_ours(name: str | None) -> bool:
     return name is not None and name.partition(".")[0] == NAME
 
 
-def mark(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+def mark(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
     """A forward pre-hook of the decoder: a packed call gets a mask that is made already.
 
     Four dimensions tell transformers so; it would make one of (R, R) otherwise. It is the decoder that gets it, not the

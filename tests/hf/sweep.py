@@ -167,6 +167,8 @@ def judge(model, tolerance=1e-3):
     try:
         handle = pf.attach(model)
     except (ValueError, TypeError, RuntimeError) as error:
+        if loss is None:
+            return "not built", f"a plain call of the tiny model fails: {alone}"
         return "refused", str(error)
     if loss is None:
         return "crash", f"accepted, though a plain call fails: {alone}"
