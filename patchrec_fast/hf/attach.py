@@ -4,13 +4,15 @@
 A forward pre-hook on the model turns a batch into `inputs_embeds` before the model's own forward runs. The
 embedding module is *called*, and compress runs inside its forward: there, and only there, a table that FSDP2 or
 ZeRO-3 keeps in shards is whole. Neither the hook nor the embedding's new forward holds any state, so a model that
-is copied, resized or sharded afterwards stays right.
+is copied, resized or sharded afterwards stays right. Whether a model reads packed prompts as each alone, it shows
+itself (`check`).
 """
 
 from collections.abc import Iterator
 from contextlib import ExitStack
 from types import MethodType
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +22,15 @@ from ..layout.batch import PackedBatch
 from ..ops.compress import compress
 from ..ops.plan import Plan
 from . import attention as kernels
-from . import configured, head, last_layer
+from . import check, configured, head, last_layer
 from .lock import exclusive
 from .loss import on_supervised_rows
-from .modules import keeps_forward, serves
+from .modules import inner_of, keeps_forward, serves
+from .positions import check_length
 
 _LAYERS = {"full_attention", "sliding_attention"}
 _CLASHES = ("input_ids", "inputs_embeds", "attention_mask", "past_key_values")
-_FIELDS = ("ids", "token_offsets", "item_offsets", "plan", "max_id", "supervised_rows", "headless")
+_FIELDS = ("ids", "token_offsets", "item_offsets", "plan", "max_id", "supervised_rows", "headless", "longest")
 
 
 class Attachment:
@@ -57,7 +60,7 @@ class Attachment:
 
 def is_attached(model: nn.Module) -> bool:
     """Whether the model has the hook of `attach`."""
-    return _read_batch in model._forward_pre_hooks.values()
+    return _hook in model._forward_pre_hooks.values()
 
 
 def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Attachment:
@@ -74,6 +77,10 @@ def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Att
     A plain `nn.Embedding` takes the fused operator. One that scales, adapts, shards by tensor or has a padding row
     is called on the token ids, and its output averaged: always right, slower.
 
+    The model is tried first (`patchrec_fast.hf.check`): it reads two short prompts alone and packed, once for each
+    class and configuration; one whose weights are on meta or in shards does at its first packed call. An attached
+    model is not pickled (`torch.save(model)` says so), but copied; its state-dict and `save_pretrained` are as ever.
+
     Args:
         model: a causal language model of transformers, or a PEFT model around one.
         attention: "auto" takes the fastest kernel that serves each call; "varlen", "fa2" or "masked" that kernel
@@ -86,8 +93,9 @@ def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Att
 
     Raises:
         TypeError: not a module with input embeddings.
-        ValueError: DataParallel, a model attached already, one whose layers cannot keep sequences apart, or PEFT's
-            prompt learning; an attention other than that of an attached model with the same configuration object.
+        ValueError: DataParallel, a model attached already, PEFT's prompt learning, an attention other than that of an
+            attached model with the same configuration object, or a model that does not read packed prompts as each
+            alone, and what differs; it is left as it was.
         RuntimeError, ImportError: attention or loss that is not available, saying why or what to install.
     """
     if not isinstance(model, nn.Module):
@@ -95,6 +103,8 @@ def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Att
     with exclusive(model), ExitStack() as undo:
         _check(model)
         _check_neighbours(model, attention)
+        checked = check.key(model, attention)
+        expected = None if check.passed(checked) or not check.can_run(model) else check.alone(model)
         for config in _configs(model):
             configured.hold(config, undo)
         name = _set_attention(model, attention)
@@ -104,8 +114,39 @@ def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Att
             undo.callback(vars(embedding).pop, "forward", None)
         head.install(model, loss, undo)
         last_layer.install(model, undo)
-        undo.callback(model.register_forward_pre_hook(_read_batch, with_kwargs=True).remove)
+        undo.callback(model.register_forward_pre_hook(_hook, with_kwargs=True).remove)
+        for decoder in _decoders(inner_of(model)):
+            undo.callback(decoder.register_forward_pre_hook(kernels.mark, with_kwargs=True).remove)
+        if expected is not None:
+            check.compare(model, expected, checked)
+        elif not check.passed(checked):
+            _unchecked.add(model)
+            undo.callback(_unchecked.discard, model)
         return Attachment(model, name, undo.pop_all())
+
+
+def check_decoding(model: Any) -> None:
+    """That the model's own keys and values, kept, decode as a plain call does; tried once for each class and
+    configuration, on a model that is attached or not.
+
+    Raises:
+        ValueError: they do not, or `attach` refuses the model.
+    """
+    if not check.can_run(model) or not hasattr(model, "config"):
+        return  # Run says what is wrong with it
+    with exclusive(model):
+        attached = is_attached(model)
+        if attached and not kernels.is_ours(model.config._attn_implementation):
+            return
+        checked = check.key(model, "decoding")
+        if check.passed(checked):
+            return
+        handle = None if attached else attach(model)
+        try:
+            check.check_decoding(model, checked)
+        finally:
+            if handle is not None:
+                handle.detach()
 
 
 def _check(model: nn.Module) -> None:
@@ -150,6 +191,13 @@ def _embedding_of(model: Any) -> nn.Module:
     if not isinstance(embedding, nn.Module):
         raise TypeError(f"model: {type(model).__name__} has no input embeddings")
     return embedding
+
+
+def _decoders(inner: Any) -> list[Any]:
+    """What the model's forward may call: all below its head, or (OPT) the decoder inside of that."""
+    outer = getattr(inner, "base_model", inner)
+    decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else None
+    return [outer] if decoder is None or decoder is outer or not hasattr(decoder, "config") else [outer, decoder]
 
 
 def _configs(model: nn.Module) -> Iterator[Any]:
@@ -236,6 +284,11 @@ def _read_batch(
     clashes = [name for name in _CLASHES if kwargs.get(name) is not None] + ["a positional argument"] * bool(args)
     if clashes:
         raise ValueError(f"a packed batch comes without {', '.join(clashes)}: it has no padding and no past")
+    if not torch.compiler.is_compiling():
+        check_length(model, kwargs.get("longest") or kwargs["max_length_q"])
+        if model in _unchecked:
+            _unchecked.discard(model)
+            _check_now(model)
     if kwargs.get("headless") and kwargs.get("tree") is None:
         _check_shared(model, kwargs)
     embedding = _embedding_of(model)
@@ -252,11 +305,40 @@ def _read_batch(
     packed.update(supervised, inputs_embeds=rows, use_cache=False)
     if supervised or not torch.is_grad_enabled():  # a row that a caller names twice would get its gradient twice
         packed.update(last_layer.kept_rows(model, packed))
-    if kernels.is_ours(model.config._attn_implementation):
-        # Four dimensions tell transformers that the mask is made; it would make one of (R, R) otherwise. Nobody
-        # reads it, and who did would see that nothing may be attended to.
-        packed["attention_mask"] = rows.new_zeros((1, 1, 1, 1), dtype=torch.bool)
     return (), packed
+
+
+class _Hook:
+    """`_read_batch`, in a form that says why an attached model is not pickled; copies of the model share it."""
+
+    def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _read_batch(model, args, kwargs)
+
+    def __deepcopy__(self, memo: Any) -> "_Hook":
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an attached model is not pickled: its forwards are this process's; detach() it first, or keep its "
+            "state_dict() or what save_pretrained() writes, which are as without attach"
+        )
+
+
+_hook = _Hook()
+# Attached with weights on meta or in shards: their first packed call checks them.
+_unchecked: "WeakSet[nn.Module]" = WeakSet()
+
+
+def _check_now(model: Any) -> None:
+    """The check of `attach`, inside the model's own call: the hooks around it have run, and do not run again."""
+
+    def call(**inputs: Any) -> Any:
+        read = _read_batch(model, (), inputs)
+        return model.forward(**(inputs if read is None else read[1]))
+
+    checked = check.key(model, model.config._attn_implementation)
+    if not check.passed(checked):
+        check.compare(model, check.alone(model, call), checked, call)
 
 
 def _check_shared(model: Any, kwargs: dict[str, Any]) -> None:

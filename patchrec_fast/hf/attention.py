@@ -16,6 +16,7 @@ names avoid the word "flash", by which transformers recognises its own implement
 import importlib.metadata
 import inspect
 from contextlib import nullcontext
+from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any, cast
 
@@ -28,6 +29,11 @@ from .shared_prefix import seen
 
 NAME = "patchrec_varlen"
 KERNELS = ("varlen", "fa2", "masked")
+# What makes a call packed, by its names among the model's keyword arguments.
+_PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "key_rows", "tree")
+
+# Set while `check` tries a model: the masks of its plain calls say which window they have.
+checking: ContextVar[bool] = ContextVar("checking", default=False)
 
 
 def register() -> None:
@@ -56,6 +62,27 @@ def is_ours(name: str | None) -> bool:
     return name is not None and name.partition(".")[0] == NAME
 
 
+def mark(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """A forward pre-hook of the decoder: a packed call gets a mask that is made already.
+
+    Four dimensions tell transformers so; it would make one of (R, R) otherwise. It is the decoder that gets it, not the
+    model: a mixture of experts, for one, reads the model's own mask to balance its experts over all rows.
+
+    Layers that drop keyword arguments (StableLM, Nemotron) still hand on the mask, so it carries them. A compiler does
+    not see them there: such a model, compiled, is an error of `attend`.
+    """
+    packing = {name: kwargs[name] for name in _PACKING if kwargs.get(name) is not None}
+    if not packing.keys() & {"cu_seq_lens_q", "tree"} or kwargs.get("attention_mask") is not None:
+        return None
+    if not is_ours(decoder.config._attn_implementation):
+        return None
+    like = next(each for each in (*args, *kwargs.values()) if isinstance(each, Tensor))
+    mask = torch.zeros((1, 1, 1, 1), dtype=torch.bool, device=like.device)
+    if not torch.compiler.is_compiling():
+        mask.packing = packing  # type: ignore[attr-defined]
+    return args, {**kwargs, "attention_mask": mask}
+
+
 def attend(
     module: nn.Module,
     query: Tensor,  # (B, Hq, L, D)
@@ -75,7 +102,8 @@ def attend(
     """What transformers calls in each layer.
 
     Args:
-        attention_mask: (B, 1, L, S) bool for an unpacked call, as `unpacked_mask` made it; not read when packed.
+        attention_mask: (B, 1, L, S) bool for an unpacked call, as `unpacked_mask` made it; for a packed one what `mark`
+            made, which speaks where kwargs do not.
         sliding_window: a row sees itself and the `sliding_window - 1` rows before it.
         softcap: logits become `softcap * tanh(logits / softcap)`.
         kernel: one of KERNELS, or "auto".
@@ -85,18 +113,27 @@ def attend(
             `key_rows`, the three index tensors of `patchrec_fast.hf.shared_prefix.seen`.
 
     Raises:
-        ValueError: what no path here computes (attention sinks; packed rows with a cache, a position bias, in several
-            batch rows or without causality).
+        ValueError: what no path here computes (attention sinks; packed rows with a cache, a position bias, a mask of
+            the model's own, in several batch rows or without causality); a packed call of which nothing is told.
         RuntimeError: the kernel asked for cannot serve.
     """
     if s_aux is not None:
         raise ValueError(f"{type(module).__name__} has attention sinks, which {NAME} does not compute")
+    if attention_mask is not None and not torch.compiler.is_compiling():
+        kwargs = {**getattr(attention_mask, "packing", {}), **kwargs}
     cu_seqlens, tree = kwargs.get("cu_seq_lens_q"), kwargs.get("tree")
+    _check_mask(module, attention_mask, query.shape[2], packed=cu_seqlens is not None or tree is not None)
     if tree is not None and cu_seqlens is None:
         scale, qkv = query.shape[-1] ** -0.5 if scaling is None else scaling, _one_dtype(query, key, value)
         device = query.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             return tree.attend(module.layer_idx, *qkv, scale, sliding_window, softcap), None
+    window = getattr(attention_mask, "window", sliding_window) if _watched() else sliding_window
+    if window != sliding_window:
+        raise ValueError(
+            f"{type(module).__name__} has rows see {window} rows by its mask, and tells its attention of "
+            f"{sliding_window}: a packed call would not know of the window"
+        )
     if cu_seqlens is None or kwargs.get("cache") is not None:  # continuous batching gives both, and its own mask
         if softcap is not None:
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -137,6 +174,27 @@ def attend(
     return out.unsqueeze(0), None
 
 
+def _check_mask(module: nn.Module, mask: Tensor | None, rows: int, packed: bool) -> None:
+    """That a packed call has the mask of `mark`, or none, and that no other has it."""
+    if mask is None:
+        return
+    marked = tuple(mask.shape) == (1, 1, 1, 1) and mask.dtype == torch.bool
+    if packed and not marked:
+        raise ValueError(
+            f"{type(module).__name__} makes a mask of its own, {tuple(mask.shape)} {mask.dtype}, which {NAME} does not "
+            "read when packed"
+        )
+    if marked and rows > 1 and not packed:
+        raise ValueError(
+            f"{type(module).__name__} is not told of the packing: its layers drop keyword arguments, and what the mask "
+            "carries is lost under a compiler or reentrant checkpointing; leave these, or attach with attention='sdpa'"
+        )
+
+
+def _watched() -> bool:
+    return not torch.compiler.is_compiling() and checking.get()
+
+
 def unpacked_mask(*args: Any, config: Any = None, allow_is_causal_skip: bool = True, **kwargs: Any) -> Tensor | None:
     """sdpa's mask for an unpacked call: (B, 1, L, S) bool, or None where plain causality says it all.
 
@@ -144,8 +202,12 @@ def unpacked_mask(*args: Any, config: Any = None, allow_is_causal_skip: bool = T
     """
     from transformers.masking_utils import sdpa_mask
 
-    skip = allow_is_causal_skip and getattr(config, "attn_logit_softcapping", None) is None
-    return sdpa_mask(*args, config=config, allow_is_causal_skip=skip, **kwargs)
+    watched = _watched()
+    skip = allow_is_causal_skip and not watched and getattr(config, "attn_logit_softcapping", None) is None
+    mask = sdpa_mask(*args, config=config, allow_is_causal_skip=skip, **kwargs)
+    if watched and mask is not None:
+        mask.window = kwargs.get("local_size")
+    return mask
 
 
 def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -73,7 +73,9 @@ def _last(inner: Any) -> Any:
 
 
 def _installed(inner: Any) -> bool:
-    """Whether the layer that is the last now is the one of `install`."""
+    """Whether there is a last layer where a known family has it, and it is the one of `install`."""
+    if not hasattr(inner.base_model, "layers"):
+        return False
     return getattr(vars(_last(inner)).get("forward"), "__module__", None) == __name__
 
 

@@ -25,7 +25,8 @@ class PackedBatch:
         ids: (T,) int32 token ids.
         offsets: token_offsets (I + 1,) int32 and item_offsets (R + 1,) int32, as `compress` takes
             them.
-        cu_seqlens: (B + 1,) int32, the rows of user b are `cu_seqlens[b]:cu_seqlens[b + 1]`.
+        cu_seqlens: (B + 1,) int32, the rows of user b are `cu_seqlens[b]:cu_seqlens[b + 1]`; without the prefix for the
+            last `headless` users. `prompts` gives whole ones.
         max_seqlen: the most rows of a user.
         position_ids: (R,) int64, rows counted from 0 for each user; from the length of the prefix for users who were
             packed without it (`Packer.pack`).
@@ -50,6 +51,32 @@ class PackedBatch:
         """The number of users."""
         return len(self.cu_seqlens) - 1
 
+    def prompts(self, rows: Tensor) -> list[Tensor]:
+        """Each user's whole prompt, whichever rows they share in the batch.
+
+        Args:
+            rows: (R, ...) something of each row: embeddings that `compress` made, `position_ids`, labels.
+
+        Returns:
+            B tensors (rows of the prompt, ...). Differentiable; shared rows come with each user.
+
+        Raises:
+            ValueError: another number of rows; users without the rows before the history, which the batch has not.
+        """
+        if len(rows) != len(self.position_ids):
+            raise ValueError(f"rows: got {len(rows)}, expected the batch's {len(self.position_ids)}")
+        parts = list(rows.split(self.cu_seqlens.diff().tolist()))
+        if self.headless:
+            if self.headless == len(self):
+                raise ValueError(
+                    f"all {len(self)} users of the batch are without the {self.prefix} rows before the history; pack "
+                    "without prefixes=0"
+                )
+            prefix = parts[0][: self.prefix]
+            whole = len(parts) - self.headless
+            parts[whole:] = [torch.cat([prefix, part]) for part in parts[whole:]]
+        return parts
+
     def model_inputs(self) -> dict[str, Any]:
         """The keyword arguments of a model that `patchrec_fast.attach` prepared.
 
@@ -61,6 +88,7 @@ class PackedBatch:
             position_ids: (1, R).
             ids, token_offsets, item_offsets, and plan (a list) where there is one: for `compress`.
             max_id: the largest token id, where it is known without asking a device.
+            longest: the rows of the longest prompt, where they are known so and are more than `max_length_q`.
             cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k: segments, by transformers'
                 names for them. Where the prefix is shared, each user's keys count it, and `max_length_k` is a bound.
             use_cache: False; a cache would see all users as one sequence.
@@ -92,6 +120,8 @@ class PackedBatch:
             inputs["plan"] = self.plan.tensors()
         if self.headless:
             inputs["headless"] = self.headless
+            if self.position_ids.device.type == "cpu" and len(self.position_ids):
+                inputs["longest"] = int(self.position_ids.max()) + 1
             if self.headless < len(self):
                 inputs.update(self._shared_prefix())
         if self.labels is not None:

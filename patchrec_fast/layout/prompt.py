@@ -27,8 +27,8 @@ class Prompt:
         separator: the id of `<|item_sep_id|>`, which stands between consecutive units.
         end_of_turn: the id that the template puts after an assistant's answer.
         separators: False leaves out the separators next to a patch.
-        num_embeddings: the number of rows that the embedding table needs, `len(tokenizer)` with the
-            marks.
+        num_embeddings: the number of rows that the embedding table needs, one more than the largest id with the marks
+            (`len(tokenizer)` is less where ids have holes).
     """
 
     def __init__(
@@ -56,7 +56,8 @@ class Prompt:
         Raises:
             TypeError: text that is not a string.
             ValueError: no or several placeholders; no chat template, or one that loses the history,
-                prints today's date whatever it is told, or ends an answer with ordinary text.
+                prints today's date whatever it is told, or ends an answer with ordinary text; a tokenizer that
+                gives a mark the id of another token, or cuts it up.
         """
         given = {"instruction": instruction, "date": date}
         if system is not None:
@@ -92,7 +93,7 @@ class Prompt:
         self.separator: int = int(tokenizer.convert_tokens_to_ids(SEPARATOR))
         self.end_of_turn: int = int(ending_ids[0])
         self.separators: bool = bool(separators)
-        self.num_embeddings: int = len(tokenizer)
+        self.num_embeddings: int = _check_marks(tokenizer)
 
     def __repr__(self) -> str:
         return (
@@ -100,6 +101,23 @@ class Prompt:
             f"separator={self.separator}, end_of_turn={self.end_of_turn}, "
             f"separators={self.separators})"
         )
+
+
+def _check_marks(tokenizer: PreTrainedTokenizerBase) -> int:
+    """That each mark is one token with an id of its own; one more than the largest id."""
+    vocabulary = tokenizer.get_vocab()
+    marks = {mark: int(tokenizer.convert_tokens_to_ids(mark)) for mark in (START, END, SEPARATOR)}
+    for token, place in vocabulary.items():
+        for mark, own in marks.items():
+            if place == own and token != mark:
+                raise ValueError(
+                    f"tokenizer: it gives {mark} the id {own}, which {token!r} has; its ids have holes (the largest of "
+                    f"{len(vocabulary)} tokens is {max(vocabulary.values())}), so number them without"
+                )
+    found = _tokenize(tokenizer, "".join(marks)).tolist()
+    if found != list(marks.values()):
+        raise ValueError(f"tokenizer: expected {', '.join(marks)} to be one token each, got the ids {found}")
+    return max(len(tokenizer), max(vocabulary.values()) + 1)
 
 
 def _check_template(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -65,6 +65,7 @@ class Prompts:
         inputs = {"max_id": int(batch.ids.max()), **batch.to(device).model_inputs()}
         inputs["cu_seq_lens_k"] = F.pad(lengths.cumsum(0), (1, 0)).int().to(device)
         inputs["max_length_k"] = int(lengths.max())
+        inputs["longest"] = inputs["max_length_k"] + trie.depth - 1
         self._hidden = last_hidden(model, head, tree, **inputs, logits_to_keep=last)  # (B, d), and each node read
         self.asked = torch.zeros(self.users, dtype=torch.int64, device=device)
 
@@ -176,7 +177,5 @@ def read_nodes(model: Any, head: Head, tree: PromptCache, tokens: Tensor, positi
         tree,
         input_ids=tokens.unsqueeze(0),
         position_ids=positions.unsqueeze(0),
-        # Four dimensions tell transformers that the mask is made; the tree knows who sees whom.
-        attention_mask=torch.zeros((1, 1, 1, 1), dtype=torch.bool, device=tokens.device),
         use_cache=False,
     )

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..hf.attach import check_decoding
 from ..hf.lock import exclusive
 from ..hf.modules import unwrapped
 from ..layout import Packer
@@ -66,8 +67,9 @@ class Recommender:
 
         Raises:
             TypeError: a model without output embeddings.
-            ValueError: a model with too few embeddings, or with logits that are not those of its output embedding or
-                not finite; a title that holds the end-of-turn token; a trie of another catalogue.
+            ValueError: a model with too few embeddings, with logits that are not those of its output embedding or not
+                finite, or that decodes otherwise than it reads (`patchrec_fast.hf.check`); a title that holds the
+                end-of-turn token; a trie of another catalogue.
         """
         end = packer.prompt.end_of_turn
         if trie is None:
@@ -78,6 +80,7 @@ class Recommender:
         self._model = unwrapped(model)
         with exclusive(self._model):
             self._head = Head(self._model)
+            check_decoding(self._model)
         self._runs: dict[Hashable, Run] = {}  # inside `unchanged`
         self._blocks = 0  # of `unchanged` that somebody is in
         self._weights: tuple[Any, ...] = ()  # their fingerprint, since the first run was kept

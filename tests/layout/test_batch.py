@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from patchrec_fast.layout import PackedBatch, Packer, RandomItemPatches, SessionPatches, packing
+from patchrec_fast.layout import PackedBatch, Packer, RandomItemPatches, SessionPatches, Text, packing
 
 
 class Collate:
@@ -148,3 +148,20 @@ def test_plan_moves_with_the_batch(sample):
     object.__setattr__(batch, "plan", plan)
     assert batch.to("meta", non_blocking=True).plan == "moved"
     assert moves == [("meta", True)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whole_prompts_of_a_batch_that_shares_rows(sample, seed):
+    rng = np.random.default_rng(seed)
+    histories = [rng.choice(sample.catalogue.item_ids, size=n).tolist() for n in (1, 9, 4)]
+    whole, shared = (
+        Packer(sample.catalogue, sample.prompt, Text(), share_prefix=share).pack(histories) for share in (False, True)
+    )
+    assert shared.headless == 2
+    for mine, theirs in zip(shared.prompts(shared.ids), whole.ids.split(whole.cu_seqlens.diff().tolist()), strict=True):
+        assert torch.equal(mine, theirs)
+    with pytest.raises(ValueError, match="rows: got 3, expected"):
+        shared.prompts(shared.ids[:3])
+    none = Packer(sample.catalogue, sample.prompt, Text()).pack(histories, prefixes=0)
+    with pytest.raises(ValueError, match=r"all 3 users .* without the"):
+        none.prompts(none.ids)

@@ -174,3 +174,27 @@ def test_bad_templates_leave_the_tokenizer_alone(template, message):
     with pytest.raises(ValueError, match=message):
         Prompt(tokenizer, instruction=INSTRUCTION)
     assert len(tokenizer) == before
+
+
+@pytest.mark.parametrize("hole", [1, 3, 50])
+def test_ids_with_holes(small, hole):
+    """Marks get ids of their own, and the embeddings reach the largest; or it is an error."""
+    import json
+
+    from tokenizers import Tokenizer
+
+    state = json.loads(small.backend_tokenizer.to_str())
+    vocabulary = state["model"]["vocab"]
+    first = len(vocabulary) // 2
+    state["model"]["vocab"] = {token: place + hole * (place > first) for token, place in vocabulary.items()}
+    for added in state["added_tokens"]:
+        added["id"] = state["model"]["vocab"].get(added["content"], added["id"])
+    small._tokenizer = Tokenizer.from_str(json.dumps(state))
+    marks = ["<|start_seq_id|>", "<|end_seq_id|>", "<|item_sep_id|>"]
+    small.add_tokens(marks, special_tokens=True)
+    ids = small.get_vocab()
+    if {ids[mark] for mark in marks} & {place for token, place in ids.items() if token not in marks}:
+        with pytest.raises(ValueError, match="its ids have holes"):
+            Prompt(small, instruction=INSTRUCTION)
+    else:
+        assert Prompt(small, instruction=INSTRUCTION).num_embeddings == max(ids.values()) + 1

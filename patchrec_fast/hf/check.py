@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a model reads a packed batch as each of its prompts alone: found out by trying it.
+
+What a model does with positions, masks, token ids and states is its class's business, and no list of families holds
+for the next release, remote code or a patched module. So `attach` lets the model itself read two short prompts, first
+each alone as it was, through `input_ids`, then packed, and compares all logits and the loss. It is the user's own
+weights that run, not a small twin of the class: a twin would know nothing of patches, adapters and quantisation. That
+is six calls of a few rows, once for each class, configuration and set of forwards.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..layout.batch import PackedBatch
+from .attention import checking
+from .cache import Rows, TreeCache
+from .modules import inner_of
+
+_LENGTHS = (5, 8)  # rows of the two prompts
+_LEARNT = 3  # the last of them are supervised
+_passed: set[Any] = set()
+
+Call = Callable[..., Any]
+
+
+def key(model: Any, attention: str) -> Any:
+    """What the answer depends on: classes and forwards of all modules, the configuration, dtypes, the attention."""
+    forwards = frozenset((type(part), type(part).forward, _own_forward(part)) for part in model.modules())
+    dtypes = frozenset((part.dtype, part.device.type) for part in model.parameters())
+    return type(model), forwards, model.config.to_json_string(use_diff=False), dtypes, attention
+
+
+def _own_forward(module: nn.Module) -> Any:
+    forward = vars(module).get("forward")
+    return getattr(forward, "__func__", getattr(forward, "__qualname__", None))
+
+
+def can_run(model: nn.Module) -> bool:
+    """Whether all weights are here: not on meta (unless a hook fetches them), and in no shard."""
+    fetched = any(hasattr(part, "_hf_hook") for part in model.modules())
+    for part in model.parameters():
+        if hasattr(part, "ds_id") or hasattr(part, "_local_tensor") or (part.is_meta and not fetched):
+            return False
+    return True
+
+
+def passed(made: Any) -> bool:
+    """Whether this key has passed before."""
+    return made in _passed
+
+
+def alone(model: Any, call: Call | None = None) -> tuple[list[Tensor], Tensor]:
+    """Each prompt by itself: its logits (n, V), and the loss over the supervised rows of both.
+
+    Args:
+        call: calls the model; None is the model itself.
+
+    Raises:
+        ValueError: the model does not take such a call.
+    """
+    tried = _Tried(model, call)
+    with quiet(model):
+        prompts = _prompts(model)
+        logits = [tried.logits("a plain call", input_ids=ids.unsqueeze(0), use_cache=False) for ids in prompts]
+    losses = [
+        F.cross_entropy(made[-_LEARNT - 1 : -1], ids[-_LEARNT:].to(made.device), reduction="none")
+        for made, ids in zip(logits, prompts, strict=True)
+    ]
+    return logits, torch.cat(losses).mean()
+
+
+def compare(model: Any, expected: tuple[list[Tensor], Tensor], made: Any, call: Call | None = None) -> None:
+    """Lets the attached model read both prompts packed; `expected` is what `alone` gave, `made` its key.
+
+    Raises:
+        ValueError: it reads them otherwise, and what differs.
+    """
+    tried, (logits, loss) = _Tried(model, call), expected
+    with quiet(model):
+        prompts = _prompts(model)
+        batch = _packed(prompts)
+        inputs = batch.model_inputs()
+        labels = {name: inputs.pop(name) for name in ("labels", "supervised_rows")}
+        rows = tried.logits("a packed call", **inputs)
+        if _off(rows, torch.cat(logits)) > _tolerance(model):
+            raise ValueError(_refusal(model, _reason(tried, model, logits, prompts)))
+        plain = tried.logits("a plain call", input_ids=prompts[1].unsqueeze(0), use_cache=False)
+        if _off(plain, logits[1]) > _tolerance(model):
+            raise ValueError(_refusal(model, "with its attention set to another, plain calls come out otherwise too"))
+        out = tried("a packed call with labels", **inputs, **labels)
+        if getattr(out, "aux_loss", None) is None and _off(out.loss, loss, spread=False) > _tolerance(model):
+            raise ValueError(_refusal(model, f"its loss of them is {float(out.loss):.4g}, expected {float(loss):.4g}"))
+    _passed.add(made)
+
+
+def check_decoding(model: Any, made: Any) -> None:
+    """That rows of a tree behind packed prompts give the logits of the whole prompts, read alone.
+
+    Args:
+        model: attached with attention of ours.
+
+    Raises:
+        ValueError: they do not.
+    """
+    tried = _Tried(model)
+    with quiet(model):
+        prompts = _prompts(model)
+        expected = [tried.logits("a plain call", input_ids=ids.unsqueeze(0), use_cache=False)[-2:] for ids in prompts]
+        batch = _packed([ids[:-2] for ids in prompts])
+        lengths = batch.cu_seqlens.diff()
+        tree = TreeCache(lengths.tolist())
+        inputs = batch.model_inputs()
+        del inputs["labels"], inputs["supervised_rows"]
+        tried.logits("a packed call", **inputs, tree=tree)
+        user = torch.tensor([0, 0, 1, 1], device=lengths.device)
+        depth = torch.tensor([1, 2, 1, 2], device=lengths.device)
+        path = torch.tensor([[2, -1], [2, 3], [4, -1], [4, 5]], device=lengths.device)
+        tree.begin(Rows(user, depth, path, [2, 2]))
+        found = tried.logits(
+            "a call that decodes",
+            input_ids=torch.cat([ids[-2:] for ids in prompts]).unsqueeze(0),
+            position_ids=(lengths[user] + depth - 1).unsqueeze(0),
+            tree=tree,
+            use_cache=False,
+        )
+    if _off(found, torch.cat(expected)) > _tolerance(model):
+        raise ValueError(
+            f"model: {type(inner_of(model)).__name__} cannot decode over a catalogue: the logits behind a prompt whose "
+            "keys and values are kept are not those of the whole prompt"
+        )
+    _passed.add(made)
+
+
+def _reason(tried: "_Tried", model: Any, logits: list[Tensor], prompts: list[Tensor]) -> str:
+    """What differs, by trying parts of it."""
+    last = prompts[1].unsqueeze(0)
+    embedded = model.get_input_embeddings()(last)
+    if _off(tried.logits("a plain call", inputs_embeds=embedded, use_cache=False), logits[1]) > _tolerance(model):
+        return "it reads input_ids besides their embeddings, which rows that are patches do not have"
+    once = tried.logits("a packed call", **_inputs([prompts[1]]))
+    if _off(once, logits[1]) > _tolerance(model):
+        return "even one prompt comes out otherwise (its attention, mask or positions are not what it is told)"
+    both = (tried.logits("a packed call", **_inputs([first, prompts[1]])) for first in (prompts[0], prompts[0].flip(0)))
+    one, other = (made[-len(prompts[1]) :] for made in both)
+    if _off(one, other) > _tolerance(model):
+        return "a prompt's logits depend on the prompt before it: its layers mix them"
+    return "the second prompt comes out otherwise: it counts positions by itself"
+
+
+def _refusal(model: Any, reason: str) -> str:
+    return f"model: {type(inner_of(model)).__name__} does not read packed prompts as each alone: {reason}"
+
+
+class _Tried:
+    """The model, whose every failure is a ValueError."""
+
+    def __init__(self, model: Any, call: Call | None = None) -> None:
+        self._model, self._call = model, model if call is None else call
+
+    def __call__(self, what: str, **inputs: Any) -> Any:
+        try:
+            return self._call(**inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # another's code, which may raise anything
+            reason = f"{what} fails with {type(error).__name__}: {error}"
+            raise ValueError(_refusal(self._model, reason)) from error
+
+    def logits(self, what: str, **inputs: Any) -> Tensor:
+        """(rows, V) of at least float32."""
+        logits = self(what, **inputs).logits[0]
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _off(found: Tensor, expected: Tensor, spread: bool = True) -> float:
+    """The difference's size relative to that of what is expected, of logits less each row's mean."""
+    a, b = found.double().cpu(), expected.double().cpu()
+    if a.shape != b.shape:
+        return float("inf")
+    size = (b - b.mean(-1, keepdim=True)).norm() if spread else b.abs()
+    return float((a - b).norm() / size.clamp(min=1e-30)) if torch.isfinite(b).all() else 0.0
+
+
+def _tolerance(model: Any) -> float:
+    """Far above what rounding does to logits, deep models and TF32 included, and below what another prompt does."""
+    dtypes = {part.dtype for part in model.parameters()}
+    exact = dtypes <= {torch.float32, torch.float64}
+    if exact and (next(model.parameters()).device.type == "cpu" or not torch.backends.cuda.matmul.allow_tf32):
+        return 1e-3
+    return 0.1
+
+
+def _inputs(prompts: list[Tensor]) -> dict[str, Any]:
+    inputs = _packed(prompts).model_inputs()
+    return {name: value for name, value in inputs.items() if name not in ("labels", "supervised_rows")}
+
+
+def _packed(prompts: list[Tensor]) -> PackedBatch:
+    ids, device = torch.cat(prompts), prompts[0].device
+    lengths = torch.tensor([len(each) for each in prompts])
+    rows = torch.arange(len(ids) + 1, dtype=torch.int32)
+    labels = torch.cat([F.pad(each[-_LEARNT:].long(), (len(each) - _LEARNT, 0), value=-100) for each in prompts])
+    return PackedBatch(
+        ids=ids.int(),
+        offsets=(rows, rows),
+        cu_seqlens=F.pad(lengths.cumsum(0), (1, 0)).int(),
+        max_seqlen=int(lengths.max()),
+        position_ids=torch.cat([torch.arange(length) for length in lengths.tolist()]),
+        labels=labels,
+    ).to(device)
+
+
+def _prompts(model: Any) -> list[Tensor]:
+    """Token ids that differ and have no meaning of their own (padding, images), on the embedding's device."""
+    embedding = model.get_input_embeddings()
+    size = getattr(embedding, "num_embeddings", None) or model.config.get_text_config().vocab_size
+    weight = next(iter(embedding.parameters()))
+    special: set[int] = set()
+    for config in (model.config, model.config.get_text_config()):
+        for name, value in vars(config).items():
+            if name.endswith(("_token_id", "_token_index", "_token_ids")):
+                special.update(each for each in (value if isinstance(value, list) else [value]) if type(each) is int)
+    if type(getattr(embedding, "padding_idx", None)) is int:
+        special.add(embedding.padding_idx)
+    usable = [each for each in range(min(size, 4096)) if each not in special] or [0]
+    count = sum(_LENGTHS)
+    ids = [usable[(7 + 3 * place) % len(usable)] for place in range(count)]
+    device = torch.device("cpu") if weight.is_meta else weight.device
+    bounds = [0, _LENGTHS[0], count]
+    return [torch.tensor(ids[a:b], device=device) for a, b in pairwise(bounds)]
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, without gradients, uncompiled; training flags and random numbers are as they were after."""
+    training = [part for part in model.modules() if part.training]
+    devices = sorted({part.device.index for part in model.parameters() if part.device.type == "cuda"})
+    for part in training:
+        part.training = False
+    watched = checking.set(True)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        checking.reset(watched)
+        for part in training:
+            part.training = True
