@@ -88,13 +88,13 @@ def compare(model: Any, expected: tuple[list[Tensor], Tensor], made: Any, call: 
         inputs = batch.model_inputs()
         labels = {name: inputs.pop(name) for name in ("labels", "supervised_rows")}
         rows = tried.logits("a packed call", **inputs)
-        if _off(rows, torch.cat(logits)) > _tolerance(model):
+        if _off(rows, torch.cat(logits)) > tried.tolerance:
             raise ValueError(_refusal(model, _reason(tried, model, logits, prompts)))
         plain = tried.logits("a plain call", input_ids=prompts[1].unsqueeze(0), use_cache=False)
-        if _off(plain, logits[1]) > _tolerance(model):
+        if _off(plain, logits[1]) > tried.tolerance:
             raise ValueError(_refusal(model, "with its attention set to another, plain calls come out otherwise too"))
         out = tried("a packed call with labels", **inputs, **labels)
-        if getattr(out, "aux_loss", None) is None and _off(out.loss, loss, spread=False) > _tolerance(model):
+        if getattr(out, "aux_loss", None) is None and _off(out.loss, loss, spread=False) > tried.tolerance:
             raise ValueError(_refusal(model, f"its loss of them is {float(out.loss):.4g}, expected {float(loss):.4g}"))
     _passed.add(made)
 
@@ -129,7 +129,7 @@ def check_decoding(model: Any, made: Any) -> None:
             tree=tree,
             use_cache=False,
         )
-    if _off(found, torch.cat(expected)) > _tolerance(model):
+    if _off(found, torch.cat(expected)) > tried.tolerance:
         raise ValueError(
             f"model: {type(inner_of(model)).__name__} cannot decode over a catalogue: the logits behind a prompt whose "
             "keys and values are kept are not those of the whole prompt"
@@ -141,14 +141,14 @@ def _reason(tried: "_Tried", model: Any, logits: list[Tensor], prompts: list[Ten
     """What differs, by trying parts of it."""
     last = prompts[1].unsqueeze(0)
     embedded = model.get_input_embeddings()(last)
-    if _off(tried.logits("a plain call", inputs_embeds=embedded, use_cache=False), logits[1]) > _tolerance(model):
+    if _off(tried.logits("a plain call", inputs_embeds=embedded, use_cache=False), logits[1]) > tried.tolerance:
         return "it reads input_ids besides their embeddings, which rows that are patches do not have"
     once = tried.logits("a packed call", **_inputs([prompts[1]]))
-    if _off(once, logits[1]) > _tolerance(model):
+    if _off(once, logits[1]) > tried.tolerance:
         return "even one prompt comes out otherwise (its attention, mask or positions are not what it is told)"
     both = (tried.logits("a packed call", **_inputs([first, prompts[1]])) for first in (prompts[0], prompts[0].flip(0)))
     one, other = (made[-len(prompts[1]) :] for made in both)
-    if _off(one, other) > _tolerance(model):
+    if _off(one, other) > tried.tolerance:
         return "a prompt's logits depend on the prompt before it: its layers mix them"
     return "the second prompt comes out otherwise: it counts positions by itself"
 
@@ -162,8 +162,21 @@ class _Tried:
 
     def __init__(self, model: Any, call: Call | None = None) -> None:
         self._model, self._call = model, model if call is None else call
+        self._autocast = False
+
+    @property
+    def tolerance(self) -> float:
+        """Far above what rounding does to logits, deep models and TF32 included, and below what another prompt does."""
+        dtypes, device = {part.dtype for part in self._model.parameters()}, next(self._model.parameters()).device
+        exact = dtypes <= {torch.float32, torch.float64} and not self._autocast
+        return 1e-3 if exact and (device.type == "cpu" or not torch.backends.cuda.matmul.allow_tf32) else 0.1
+
+    def _look(self, module: nn.Module, args: Any) -> None:
+        """Inside the model's call, which may have an autocast of its own (accelerate's mixed precision)."""
+        self._autocast |= torch.is_autocast_enabled(next(self._model.parameters()).device.type)
 
     def __call__(self, what: str, **inputs: Any) -> Any:
+        hook = self._model.get_input_embeddings().register_forward_pre_hook(self._look)
         try:
             return self._call(**inputs)
         except torch.OutOfMemoryError:
@@ -171,6 +184,8 @@ class _Tried:
         except Exception as error:  # another's code, which may raise anything
             reason = f"{what} fails with {type(error).__name__}: {error}"
             raise ValueError(_refusal(self._model, reason)) from error
+        finally:
+            hook.remove()
 
     def logits(self, what: str, **inputs: Any) -> Tensor:
         """(rows, V) of at least float32."""
@@ -185,15 +200,6 @@ def _off(found: Tensor, expected: Tensor, spread: bool = True) -> float:
         return float("inf")
     size = (b - b.mean(-1, keepdim=True)).norm() if spread else b.abs()
     return float((a - b).norm() / size.clamp(min=1e-30)) if torch.isfinite(b).all() else 0.0
-
-
-def _tolerance(model: Any) -> float:
-    """Far above what rounding does to logits, deep models and TF32 included, and below what another prompt does."""
-    dtypes = {part.dtype for part in model.parameters()}
-    exact = dtypes <= {torch.float32, torch.float64}
-    if exact and (next(model.parameters()).device.type == "cpu" or not torch.backends.cuda.matmul.allow_tf32):
-        return 1e-3
-    return 0.1
 
 
 def _inputs(prompts: list[Tensor]) -> dict[str, Any]:
