@@ -19,7 +19,9 @@ import torch
 import patchrec_fast as pf
 from patchrec_fast import native
 from patchrec_fast.ops.plan import plan_on_device
+from patchrec_fast.ops.tree_attention import NAMES, tree_attention
 from patchrec_fast.testing import ragged_batch
+from tests.ops import trees as trees_of
 
 IMPLS = ("reference",) if native.why_not() else ("cpu", "reference")
 SECONDS = float(os.environ.get("PATCHREC_FAST_RACE_SECONDS", "1.5"))
@@ -80,6 +82,18 @@ def freed(impl, what):
             raise AssertionError(f"no error where {left} bytes are left")
 
 
+def freed_tree(what):
+    trees = trees_of.make([2, 1], [4, 3])
+    getattr(trees, what).untyped_storage().resize_(0)
+    try:
+        tree_attention(*trees, max_rows=2, max_seqlen=4, scale=1.0)
+    except ValueError as error:
+        if f"{what} has a storage of 0 bytes" not in str(error):
+            raise
+    else:
+        raise AssertionError("no error")
+
+
 def written(what, dtype):
     """Ids and offsets in shared memory, as a loader's are, that a thread writes: an error or any numbers."""
     torch.set_num_threads(2)
@@ -113,6 +127,7 @@ def written(what, dtype):
 CASES = {
     **{f"default {way}": partial(default, way) for way in ("set_default_device", "context", "float64")},
     **{f"freed {what}, {impl}": partial(freed, impl, what) for impl in IMPLS for what in FREED},
+    **{f"freed {what} of a tree": partial(freed_tree, what) for what in NAMES},
     "written ids": partial(written, "ids", torch.int64),
     "written tokens": partial(written, "tokens", torch.int32),
     "written items": partial(written, "items", torch.int64),
