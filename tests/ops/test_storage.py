@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import patchrec_fast as pf
-from patchrec_fast import _backends, native
+from patchrec_fast import _backends, info, native
 from patchrec_fast.ops.validate import overlaps_itself
 from patchrec_fast.testing import assert_within, backward_budget, forward_budget, ragged_batch
 
@@ -249,6 +249,7 @@ def test_a_native_library_asked_for_that_does_not_serve(monkeypatch, tmp_path):
                 with pytest.raises(RuntimeError, match=f"PATCHREC_FAST_NATIVE={path}: .*{message}"):
                     pf.compress(BATCH.ids, BATCH.offsets, table(), impl=impl)
             assert pf.compress(BATCH.ids, BATCH.offsets, table(), impl="reference").isfinite().all()
+            assert f"PATCHREC_FAST_NATIVE={path}: " in info.report()
     finally:
         monkeypatch.undo()
         for answer in remembered:
