@@ -18,8 +18,8 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Everything but the Triton numerics: those need an interpreter that is chosen before Triton is imported. Two processes
-# of one torch thread each: the models of the tests are too small to share out.
+# Without a GPU everything but the Triton numerics: those need an interpreter that is chosen before Triton is imported.
+# Two processes of one torch thread each: the models of the tests are too small to share out.
 unit: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 

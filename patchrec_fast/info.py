@@ -40,14 +40,22 @@ def serving(device: str) -> list[str]:
     """A line an operator: the backend of each dtype on that device, and why the others do not serve."""
     lines = []
     for operator, choose in OPERATORS.items():
-        chosen = {dtype: choose("auto", device, dtype) for dtype in _DTYPES}
+        chosen = {dtype: _said(choose, "auto", device, dtype, instead="none") for dtype in _DTYPES}
         served = ", ".join(f"{str(dtype).removeprefix('torch.')}: {impl}" for dtype, impl in chosen.items())
         lines.append(f"{operator} on {device}: {served}")
     for impl in ("cpu", "triton"):
-        reason = _backends.why_not(impl, device)
+        reason = _said(_backends.why_not, impl, device)
         if reason is not None:
             lines.append(f"  not {impl}: {reason}")
     return lines
+
+
+def _said(answer: Callable[..., str | None], *about: Any, instead: str | None = None) -> str | None:
+    """The answer; where PATCHREC_FAST_NATIVE or PATCHREC_FAST_ISA names what does not serve, `instead` or the error."""
+    try:
+        return answer(*about)
+    except (RuntimeError, ValueError) as error:
+        return instead or str(error)
 
 
 def attention(device: str) -> list[str]:
@@ -70,7 +78,7 @@ def report() -> str:
     """The whole text."""
     lines = [f"{name:16} {version}" for name, version in versions().items()]
     lines += [f"{'machine':16} {platform.machine()}, {torch.get_num_threads()} threads"]
-    lines += [f"{'native kernels':16} {native.why_not() or native.isa()}"]
+    lines += [f"{'native kernels':16} {_said(native.why_not) or _said(native.isa)}"]
     lines += [f"{kind:16} {getattr(torch, kind).get_device_name()}" for kind in devices()[1:]]
     lines.append("")
     for device in devices():

@@ -35,7 +35,7 @@ def tokenizer():
 @pytest.fixture
 def poisoned():
     """Memory that torch hands out uninitialised is NaN, so that a row left unwritten shows."""
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # cuBLAS would raise
     filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
@@ -51,12 +51,27 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def device():
     """Where the kernels run: on the GPU if there is one, else on the CPU, Triton's by its interpreter."""
     if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         return torch.device("cuda")
     return torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def triton_serves(device):
+    """Skips where `device` has no Triton, before a module's fixtures are made."""
+    reason = _backends.why_not("triton", device.type)
+    if reason:
+        pytest.skip(f"Triton's kernels: {reason}")
+
+
+@pytest.fixture(scope="session")
+def interpreted(triton_serves, device):
+    """Skips where the kernels are compiled: for tests of what only CPU memory has."""
+    if device.type != "cpu":
+        pytest.skip("for Triton's interpreter: TRITON_INTERPRET=1")
 
 
 @pytest.fixture(params=["cpu", "triton", "reference"])

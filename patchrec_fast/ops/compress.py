@@ -90,8 +90,7 @@ def compress(
         raise ValueError("grad_mode='accumulate' writes weight.grad, so weight must be a leaf tensor")
     if not schedule and _backends.choose(impl, table.device.type, table.dtype) == "triton":
         schedule = plan_on_device(*csr, table.shape[0]).tensors()
-    rows: Tensor = gradients.Linear.apply(table, *csr, schedule, impl, table.shape[0], False, grad_mode)
-    return rows
+    return gradients.Linear.apply(table, *csr, schedule, impl, table.shape[0], False, grad_mode)
 
 
 def _compress_rows(module: nn.Module, ids: Tensor, offsets: Offsets, impl: Impl) -> Tensor:

@@ -5,7 +5,8 @@
 tangent; and a batch of tables is one table with their columns side by side.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ Csr = tuple[Tensor, Tensor, Tensor | None]  # ids (T,), token_offsets (I+1,), it
 # Single-level: the dispatcher calls this once a torch.func transform, which the public Function would do by itself.
 class Linear(_SingleLevelFunction):
     """The map of x (V, d) to (R, d), or transposed of x (R, d) to (V, d)."""
+
+    apply: ClassVar[Callable[..., Tensor]]
 
     @staticmethod
     def forward(
@@ -50,7 +53,7 @@ class Linear(_SingleLevelFunction):
             return _below(torch.ops.patchrec_fast, x, csr, plan, impl, num_embeddings, transposed)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         ids, token_offsets, item_offsets, *plan = ctx.saved_tensors
         csr = (ids, token_offsets, item_offsets)
         if ctx.grad_mode == "dense":
@@ -82,8 +85,7 @@ def apply(x: Tensor, csr: Csr, plan: list[Tensor], impl: str, num_embeddings: in
     if _ops.dispatcher_needed(x, *csr):
         return _below(torch.ops.patchrec_fast, x, csr, plan, impl, num_embeddings, transposed)
     if torch.is_grad_enabled() and x.requires_grad:
-        made: Tensor = Linear.apply(x, *csr, plan, impl, num_embeddings, transposed, "dense")
-        return made
+        return Linear.apply(x, *csr, plan, impl, num_embeddings, transposed, "dense")
     return _below(_ops, x, csr, plan, impl, num_embeddings, transposed)
 
 
@@ -114,8 +116,7 @@ def _compress_backward(
 def _dispatched(x: Tensor, csr: Csr, plan: list[Tensor], impl: str, num_embeddings: int, transposed: bool) -> Tensor:
     if (torch.is_grad_enabled() and x.requires_grad) or _ops.forward_ad():
         with enable_single_level_autograd_function():
-            made: Tensor = Linear.apply(x, *csr, plan, impl, num_embeddings, transposed, "dense")
-        return made
+            return Linear.apply(x, *csr, plan, impl, num_embeddings, transposed, "dense")
     with torch._C._AutoDispatchBelowAutograd():
         return _below(torch.ops.patchrec_fast, x, csr, plan, impl, num_embeddings, transposed)
 

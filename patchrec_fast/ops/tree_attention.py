@@ -79,15 +79,15 @@ def tree_attention(
     tensors = (query, key, value, cu_seqlens, tree_key, tree_value, path, cu_rows)
     _check_tensors(*tensors)
     _check_numbers(max_rows, max_seqlen, scale, window, softcap)
+    chosen = choose(impl, query.device.type, query.dtype)
+    if not torch.compiler.is_compiling():
+        _check_memory(dict(zip(NAMES, tensors, strict=True)), chosen)
     if query.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_offsets("cu_rows", cu_rows, query.shape[0], "max_rows", max_rows)
         _check_offsets("cu_seqlens", cu_seqlens, key.shape[0], "max_seqlen", max_seqlen)
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         raise RuntimeError("tree_attention has no gradient; call it under torch.no_grad()")
     sizes = {"max_rows": max_rows, "max_seqlen": max_seqlen, "scale": scale, "window": window, "softcap": softcap}
-    chosen = choose(impl, query.device.type, query.dtype)
-    if chosen == "triton" and not torch.compiler.is_compiling():
-        _check_for_kernel(dict(zip(NAMES, tensors, strict=True)))
     made: Tensor = _module(chosen).tree_attention(*tensors, **sizes)
     return made
 
@@ -109,14 +109,16 @@ def _module(name: str) -> ModuleType:
     return reference
 
 
-def _check_for_kernel(tensors: dict[str, Tensor]) -> None:
-    """A kernel reads memory: of no tangent, transform or trace, and without a pending negation."""
+def _check_memory(tensors: dict[str, Tensor], chosen: str) -> None:
+    """None was freed. A kernel reads memory: of no tangent, transform or trace, and without a pending negation."""
     if _ops.transformed():
+        if chosen == "reference":
+            return  # each operation of its own asks for memory
         raise RuntimeError(
             "tree_attention's kernel is not for torch.func, forward-mode AD or torch.jit.trace; use impl='reference'"
         )
     for name, x in tensors.items():
-        if in_memory(name, x) is not x:
+        if in_memory(name, x) is not x and chosen != "reference":
             raise ValueError(f"{name} is a view with a pending negation or zeros without memory; clone it")
 
 

@@ -131,12 +131,23 @@ def test_make_plan_is_the_looped_one(edge):
     assert kinds <= {torch.int32, torch.float32}
 
 
+@pytest.fixture(scope="session")
+def plan_there(device):
+    """`plan_on_device` on the GPU where there is one, its plan on the CPU."""
+
+    def make(*batch_and_size):
+        there = (x.to(device) if isinstance(x, torch.Tensor) else x for x in batch_and_size)
+        return plan_on_device(*there).to("cpu")
+
+    return make
+
+
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.parametrize("V", [10, 10_000])
-def test_plan_on_device_is_the_host_plan(edge, V):
+def test_plan_on_device_is_the_host_plan(plan_there, edge, V):
     ids, tokens, items = EDGES[edge]
     V = max(V, int(ids.max()) + 1 if ids.numel() else 0)
-    made = plan_on_device(ids, tokens, items, V)
+    made = plan_there(ids, tokens, items, V)
     assert_same(made, host_plan(ids, tokens, items))
     assert made.padded
     assert made.partials >= int(made.merge_offsets[-1])
@@ -150,7 +161,7 @@ def test_plan_on_device_is_the_host_plan(edge, V):
     wide=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_plans_agree_on_any_batch(items, values, two_levels, wide, seed):
+def test_plans_agree_on_any_batch(plan_there, items, values, two_levels, wide, seed):
     lengths = [size for row in items for size in row]
     ids = np.random.default_rng(seed).integers(0, values, sum(lengths))
     ids, tokens, rows = batch(ids, lengths, [len(row) for row in items] if two_levels else None)
@@ -158,21 +169,21 @@ def test_plans_agree_on_any_batch(items, values, two_levels, wide, seed):
         ids, tokens, rows = ids.int(), tokens.int(), None if rows is None else rows.int()
     made, expected = host_plan(ids, tokens, rows), looped(ids, tokens, rows)
     assert lists(made) == [getattr(expected, name) for name in list(Plan.__slots__)[:-1]]
-    assert_same(plan_on_device(ids, tokens, rows, values), made)
+    assert_same(plan_there(ids, tokens, rows, values), made)
 
 
 @pytest.mark.parametrize("T", [0, 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 2, 1290, 5000])
 @pytest.mark.parametrize("n", [1, CHUNK, CHUNK + 1, 2 * CHUNK + 1])
 @pytest.mark.parametrize("V", [1, 7, 10_000])
-def test_bounds_hold_where_they_are_tightest(T, n, V):
+def test_bounds_hold_where_they_are_tightest(plan_there, T, n, V):
     """n tokens of each id in turn, up to V ids: CHUNK + 1 of each makes the most partials."""
     ids = (torch.arange(T) // n).clamp(max=V - 1)
-    assert_same(plan_on_device(ids, csr([T]), None, V), make_plan(ids, csr([T])))
+    assert_same(plan_there(ids, csr([T]), None, V), make_plan(ids, csr([T])))
 
 
-def test_ids_outside_the_table_take_no_part_in_the_gradient():
+def test_ids_outside_the_table_take_no_part_in_the_gradient(plan_there):
     ids, tokens, items = batch([3, -1, 5, 9, 2**40, 3], [2, 1, 3], [1, 2])
-    made = trimmed(plan_on_device(ids, tokens, items, 9))
+    made = trimmed(plan_there(ids, tokens, items, 9))
     assert made.unique_ids.tolist() == [3, 5]
     assert made.grad_rows.tolist() == [0, 1, 1]
     assert made.row_offsets.tolist() == [0, 2, 6]  # the forward sees the ids for itself
@@ -195,11 +206,11 @@ def test_ids_outside_the_table_take_no_part_in_the_gradient():
         ([2**40, -(2**40), 3, 4, 6], None, [0, 1], 3),
     ],
 )
-def test_malformed_offsets_mark_their_rows(tokens, items, marked, grouped):
+def test_malformed_offsets_mark_their_rows(plan_there, tokens, items, marked, grouped):
     ids = torch.arange(6)
     tokens = torch.tensor(tokens)
     items = None if items is None else torch.tensor(items)
-    made = plan_on_device(ids, tokens, items, 10)
+    made = plan_there(ids, tokens, items, 10)
     rows = (tokens if items is None else items).numel() - 1
     starts = made.row_offsets[:-1]
     assert [row for row in range(rows) if starts[row] < 0] == marked

@@ -79,7 +79,11 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.parametrize("direct", [False, True], ids=["compress", "the registered op"])
+@pytest.mark.parametrize(
+    ("direct", "offsets", "dtype"),
+    [(False, ONE, torch.float32), (True, TWO, torch.float32), (False, TWO, torch.float64)],
+    ids=["one level", "the registered op", "float64"],
+)
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms(name, direct, offsets, dtype):
     levels = offsets if isinstance(offsets, tuple) else (offsets, None)
@@ -159,7 +163,7 @@ def test_graphs_of_gradients(dtype):
     torch.testing.assert_close(make_fx(gradient)(w.clone().requires_grad_())(t.clone().requires_grad_()), wanted)
 
 
-@pytest.mark.parametrize("name", ["grad", "vjp", "jacrev", "vmap", "vmap of grad", "gradient of a gradient's norm"])
+@pytest.mark.parametrize("name", ["jacrev", "vmap of grad", "gradient of a gradient's norm"])
 def test_compiled_transforms(name):
     torch._dynamo.reset()
     w, t = W.float(), T.float()
@@ -168,7 +172,7 @@ def test_compiled_transforms(name):
     torch.testing.assert_close(found, transform(lambda x: plain(x, IDS, ONE), w, t))
 
 
-@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize(("impl", "offsets"), [("auto", TWO), ("reference", ONE)], ids=["auto", "reference"])
 def test_gradcheck_to_second_order(impl, offsets):
     weight = W.clone().requires_grad_()
     assert gradcheck(lambda w: pf.compress(IDS, offsets, w, impl=impl), weight, check_forward_ad=True)
@@ -176,7 +180,7 @@ def test_gradcheck_to_second_order(impl, offsets):
 
 
 def test_third_derivatives(dtype):
-    weight = W.to(dtype).requires_grad_()
+    weight = W.to(dtype).clone().requires_grad_()
     made = []
     for f in (lambda w: pf.compress(IDS, TWO, w), lambda w: plain(w, IDS, TWO)):
         value = (f(weight) ** 4).sum()

@@ -46,7 +46,19 @@ def grow(counts, size, columns, padding, generator):
     return path
 
 
-def make(counts, lengths, *, key_heads=2, group=3, d=16, columns=36, dtype=torch.float32, value_dtype=None, seed=0):
+def make(
+    counts,
+    lengths,
+    *,
+    key_heads=2,
+    group=3,
+    d=16,
+    columns=36,
+    dtype=torch.float32,
+    value_dtype=None,
+    seed=0,
+    device="cpu",
+):
     """Users of so many rows and such prompts. No two tensors have the same strides; what nobody may read is NaN."""
     generator = torch.Generator().manual_seed(seed)
     padding, slack, size = 2, 5, sum(counts) + 9
@@ -54,11 +66,12 @@ def make(counts, lengths, *, key_heads=2, group=3, d=16, columns=36, dtype=torch
     def rows(n, heads, spare, to, apart=0):
         x = torch.randn(heads, n + spare + apart, d, generator=generator)
         x[:, n:] = torch.nan
-        return x.to(to)[:, : n + spare].transpose(0, 1)
+        return x.to(device, to)[:, : n + spare].transpose(0, 1)  # of these strides on any device
 
     path = grow(counts, size, columns, padding, generator)
     unused = torch.ones(size, dtype=torch.bool)
     unused[path[path >= 0]] = False
+    unused = unused.to(device)
     value_dtype = value_dtype or dtype
     tree_key, tree_value = rows(size, key_heads, 0, dtype), rows(size, key_heads, 0, value_dtype, apart=1)
     tree_key[unused], tree_value[unused] = torch.nan, torch.nan
@@ -66,16 +79,17 @@ def make(counts, lengths, *, key_heads=2, group=3, d=16, columns=36, dtype=torch
         rows(sum(counts), key_heads * group, padding, dtype),
         rows(sum(lengths), key_heads, slack, dtype),
         rows(sum(lengths), key_heads, slack, value_dtype, apart=1),
-        csr(lengths),
+        csr(lengths).to(device),
         tree_key,
         tree_value,
-        path,
-        csr(counts),
+        path.to(device),
+        csr(counts).to(device),
     )
 
 
 def exact(trees, *, scale, window=None, softcap=None, weight=0.0, result=0.0):
     """(n, Hq, D) float64: the result, and how far from it a kernel may be; zeros for rows that are no user's."""
+    trees = Trees(*(x.cpu() for x in trees))
     out = torch.zeros(trees.query.shape, dtype=torch.float64)
     bound = torch.zeros_like(out)
     for user, (first, last) in enumerate(itertools.pairwise(trees.cu_rows.tolist())):
@@ -116,5 +130,5 @@ def assert_within(got, expected):
     """NaN is not."""
     out, bound = expected
     assert got.shape == out.shape
-    worst = ((got.double() - out).abs() - bound).max()
+    worst = ((got.cpu().double() - out).abs() - bound).max()
     assert worst <= 0, f"{worst} beyond the tolerance"

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tree_attention`'s kernels, run on the CPU by Triton's interpreter, against float64.
+"""`tree_attention`'s kernels against float64: on the GPU, or on the CPU by Triton's interpreter.
 
 The interpreter truncates to bf16 where hardware rounds to nearest: 2^-7 for the weights and for the result.
 """
 
-import os
+from functools import partial
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="needs Triton: pip install triton")
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("runs by itself: TRITON_INTERPRET=1 pytest tests/kernels/test_tree_attention_interpret.py", True)
 
 from patchrec_kernels import tree_attention as kernels
 
@@ -24,7 +23,12 @@ COUNTS, LENGTHS = [5, 2, 0, 21], [70, 0, 1, 150]
 BOUNDS = {"max_rows": 21, "max_seqlen": 300}
 SMALL = {"counts": [3, 1], "lengths": [20, 0], "columns": 5}
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = pytest.mark.usefixtures("triton_serves", "poisoned")
+
+
+@pytest.fixture
+def make(device):
+    return partial(cases.make, device=device)
 
 
 def rounding(trees):
@@ -48,83 +52,83 @@ def test_the_case_has_three_tiles_of_rows_keys_and_path():
 
 
 @pytest.mark.parametrize(("dtype", "splits"), [*zip(ROUNDING, [4, 1, 2], strict=True)])
-def test_rows_over_prompt_and_path(dtype, splits):
-    check(cases.make(COUNTS, LENGTHS, dtype=dtype), splits)
+def test_rows_over_prompt_and_path(make, dtype, splits):
+    check(make(COUNTS, LENGTHS, dtype=dtype), splits)
 
 
 @pytest.mark.parametrize("window", [1, 7, 100, 1000])
-def test_window(window):
+def test_window(make, window):
     """Shorter than the path, shorter than the longest prompt, longer than both."""
-    check(cases.make(COUNTS, LENGTHS, key_heads=1), 2, window=window)
+    check(make(COUNTS, LENGTHS, key_heads=1), 2, window=window)
 
 
 @pytest.mark.parametrize("dtype", list(ROUNDING))
-def test_window_and_softcap(dtype):
-    check(cases.make(COUNTS, LENGTHS, dtype=dtype, key_heads=1), window=20, softcap=1.5)
+def test_window_and_softcap(make, dtype):
+    check(make(COUNTS, LENGTHS, dtype=dtype, key_heads=1), window=20, softcap=1.5)
 
 
 @pytest.mark.parametrize("group", [1, 3, 4, 20])
 @pytest.mark.parametrize("key_heads", [1, 2])
-def test_groups(group, key_heads):
-    check(cases.make(**SMALL, group=group, key_heads=key_heads))
+def test_groups(make, group, key_heads):
+    check(make(**SMALL, group=group, key_heads=key_heads))
 
 
 @pytest.mark.parametrize("d", [1, 8, 24, 64, 96, 256])
-def test_heads(d):
-    check(cases.make(**SMALL, group=2, d=d, dtype=torch.float16), scale=d**-0.5)
+def test_heads(make, d):
+    check(make(**SMALL, group=2, d=d, dtype=torch.float16), scale=d**-0.5)
 
 
-def test_queries_of_another_type_than_values():
-    check(cases.make(**SMALL, value_dtype=torch.bfloat16))
-    check(cases.make(**SMALL, dtype=torch.float16, value_dtype=torch.float32))
+def test_queries_of_another_type_than_values(make):
+    check(make(**SMALL, value_dtype=torch.bfloat16))
+    check(make(**SMALL, dtype=torch.float16, value_dtype=torch.float32))
 
 
 @pytest.mark.parametrize("splits", [2, 8, 32])
-def test_splits(splits):
+def test_splits(make, splits):
     """32: more than there are keys in a prompt of 20."""
-    check(cases.make([4, 2], [130, 20], columns=3, key_heads=1), splits)
+    check(make([4, 2], [130, 20], columns=3, key_heads=1), splits)
 
 
-def test_tight_and_loose_bounds_give_the_same():
-    trees = cases.make([6, 0, 2], [90, 3, 7], columns=3)
+def test_tight_and_loose_bounds_give_the_same(make):
+    trees = make([6, 0, 2], [90, 3, 7], columns=3)
     tight = check(trees, 2, {"max_rows": 6, "max_seqlen": 90})
     assert torch.equal(check(trees, 2, {"max_rows": 1000, "max_seqlen": 10**6})[:8], tight[:8])
 
 
-def test_large_logits_do_not_overflow():
-    trees = cases.make([3], [40], columns=3)
+def test_large_logits_do_not_overflow(make):
+    trees = make([3], [40], columns=3)
     trees.query.mul_(60)
     check(trees, 2, scale=1.0)
 
 
-def test_rows_of_no_user_are_zeros():
-    trees = cases.make(**SMALL)
+def test_rows_of_no_user_are_zeros(make):
+    trees = make(**SMALL)
     assert (check(trees)[4:] == 0).all()
-    one, three = torch.zeros(1, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
+    one, three = trees.cu_rows.new_zeros(1), trees.cu_rows.new_zeros(3)
     assert (check(trees._replace(cu_rows=three), bounds={"max_rows": 0, "max_seqlen": 20}) == 0).all()
     assert (check(trees._replace(cu_rows=one, cu_seqlens=one)) == 0).all()
 
 
-def test_no_rows_and_no_prompts():
-    check(cases.make([2, 3], [0, 0], columns=4), bounds={"max_rows": 3, "max_seqlen": 0})
-    trees = cases.make(**SMALL)
+def test_no_rows_and_no_prompts(make):
+    check(make([2, 3], [0, 0], columns=4), bounds={"max_rows": 3, "max_seqlen": 0})
+    trees = make(**SMALL)
     none = trees._replace(query=trees.query[:0], path=trees.path[:0])
     assert kernels.tree_attention(*none, **BOUNDS, scale=1.0).shape == (0, 6, 16)
 
 
-def test_the_same_buffers_hold_other_lengths():
+def test_the_same_buffers_hold_other_lengths(make):
     """What the replay of a graph does: the host's numbers stay."""
-    first, second = cases.make([4, 2, 0], [30, 1, 9], columns=6), cases.make([0, 3, 3], [8, 0, 32], columns=6, seed=1)
+    first, second = make([4, 2, 0], [30, 1, 9], columns=6), make([0, 3, 3], [8, 0, 32], columns=6, seed=1)
     check(first, 2)
     for buffer, other in zip(first, second, strict=True):
         buffer.copy_(other)
     check(first, 2)
 
 
-def test_nothing_outside_the_tensors_is_read():
+def test_nothing_outside_the_tensors_is_read(make):
     """Offsets and paths point beyond their ends, where everything is NaN."""
     rows, size = 50, 12
-    whole = cases.make([3, 4], [20, 30], columns=4)
+    whole = make([3, 4], [20, 30], columns=4)
     whole.path[whole.path >= size] = 1
     whole.tree_key[size:], whole.tree_value[size:] = torch.nan, torch.nan
     inside = whole._replace(
@@ -135,10 +139,10 @@ def test_nothing_outside_the_tensors_is_read():
         tree_value=whole.tree_value[:size],
         path=whole.path[:7],
     )
-    outside = torch.tensor([-(2**40), size, 2**40, -2]).repeat(7).view(7, 4)
+    outside = inside.path.new_tensor([-(2**40), size, 2**40, -2]).repeat(7).view(7, 4)
     beyond = inside._replace(
-        cu_seqlens=inside.cu_seqlens + torch.tensor([-3, 0, 4]).int(),
-        cu_rows=inside.cu_rows + torch.tensor([0, 0, 5]).int(),
+        cu_seqlens=inside.cu_seqlens + inside.cu_seqlens.new_tensor([-3, 0, 4]),
+        cu_rows=inside.cu_rows + inside.cu_rows.new_tensor([0, 0, 5]),
         path=torch.where(inside.path < 0, outside, inside.path),
     )
     got = kernels.tree_attention(*beyond, **BOUNDS, scale=0.4, window=25, splits=2)
@@ -157,7 +161,7 @@ class Calls(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-def test_the_device_is_asked_nothing(monkeypatch):
+def test_the_device_is_asked_nothing(make, monkeypatch):
     """Around the launches there are allocations only."""
     launched = []
 
@@ -167,7 +171,7 @@ def test_the_device_is_asked_nothing(monkeypatch):
 
     monkeypatch.setattr(kernels, "read_prompts", Launch())
     monkeypatch.setattr(kernels, "read_paths", Launch())
-    trees = cases.make(**SMALL)
+    trees = make(**SMALL)
     with Calls() as calls:
         kernels.tree_attention(*trees, max_rows=100, max_seqlen=1000, scale=1.0, window=3, splits=4)
     assert calls.names <= {"new_empty", "empty", "fill_"}  # fill_: what `poisoned` does
@@ -183,9 +187,31 @@ def test_splits_fill_the_device():
     assert kernels.split_count(0, 0, 64, 132) == 1
 
 
-def test_auto_takes_the_kernel():
-    trees = cases.make(**SMALL)
+def test_auto_takes_the_kernel(make):
+    trees = make(**SMALL)
     by_name = tree_attention(*trees, **BOUNDS, scale=0.4, impl="triton")
     assert torch.equal(tree_attention(*trees, **BOUNDS, scale=0.4), by_name)
     assert torch.equal(kernels.tree_attention(*trees, **BOUNDS, scale=0.4), by_name)
     assert not torch.equal(tree_attention(*trees, **BOUNDS, scale=0.4, impl="reference"), by_name)
+
+
+def test_the_kernel_refuses_what_it_would_read_wrong(make):
+    """Tangents, transforms, memory that was freed, signs that are pending."""
+    trees = make(**SMALL)
+
+    def call(**changes):
+        return tree_attention(*trees._replace(**changes), **BOUNDS, scale=0.4, impl="triton")
+
+    with pytest.raises(RuntimeError, match=r"not for torch\.func, forward-mode AD .* use impl='reference'"):
+        torch.func.vmap(lambda query: call(query=query))(torch.stack([trees.query, trees.query]))
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match=r"not for torch\.func, forward-mode AD"):
+        call(value=forward_ad.make_dual(trees.value, trees.value))
+    for name, x in trees._asdict().items():
+        if x.is_floating_point():
+            with pytest.raises(ValueError, match=f"{name} is a view with a pending negation"):
+                call(**{name: torch._neg_view(x)})
+        freed = x.clone()
+        freed.untyped_storage().resize_(0)
+        with pytest.raises(ValueError, match=f"{name} has a storage of 0 bytes"):
+            call(**{name: freed})
+    assert torch.equal(call(), tree_attention(*trees, **BOUNDS, scale=0.4))

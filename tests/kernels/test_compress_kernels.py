@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton kernels' numbers, run on the CPU by Triton's interpreter, against float64.
+"""The Triton kernels' numbers against float64: on the GPU, or on the CPU by Triton's interpreter.
 
 Tolerance of one element. u = 2^-24 is fp32's unit roundoff, S the sum of |weight * value| over its
 n terms, all in float64. A term has its weight rounded and a product rounded, and enters at most n
 sums of partial results, which gives n + 2 roundings, and (n + 3) u S with the second-order part;
-two stages add no more, since they make one sum of the same terms. The result is rounded once to
-its type: 2^-24 (fp32) and 2^-11 (fp16) of itself, to nearest; the interpreter truncates to bf16
-where hardware rounds to nearest, which costs 2^-7. Below fp16's smallest normal number the spacing
-is 2^-24 whatever the value, half of which is added.
+two stages add no more, since they make one sum of the same terms. A GPU fuses product and sum, one
+rounding less. The result is rounded once to its type: 2^-24 (fp32) and 2^-11 (fp16) of itself, to
+nearest; the interpreter truncates to bf16 where hardware rounds to nearest, which costs 2^-7. Below
+fp16's smallest normal number the spacing is 2^-24 whatever the value, half of which is added.
 """
 
 import contextlib
@@ -22,8 +22,6 @@ import torch
 from patchrec_fast.ops.plan import CHUNK, make_plan, plan_on_device
 
 pytest.importorskip("triton", reason="needs Triton: pip install triton")
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("runs by itself: TRITON_INTERPRET=1 pytest tests/kernels/test_compress_interpret.py", True)
 
 from patchrec_kernels import compress as kernels
 
@@ -33,14 +31,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-11}
 V = 50
 
-
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Memory that a kernel was to write and did not is NaN."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("triton_serves", "poisoned")
 
 
 def csr(lengths, dtype=torch.int64):
@@ -48,7 +39,7 @@ def csr(lengths, dtype=torch.int64):
 
 
 def make_batch(two_levels, index_dtype=torch.int64, hot=0, singles=20, seed=0):
-    """ids and offsets: singles, empty items and rows, rows of several tiles, id 7 `hot` times."""
+    """ids and offsets on the CPU: singles, empty items and rows, rows of several tiles, id 7 `hot` times."""
     items = [1] * singles + [0, 2, 1, 17, 5, 0, 3, 1, 30, hot]
     rows = [1] * singles + [0, 3, 1, 0, 4, 0, 1, 1]  # the last: the hot one
     generator = torch.Generator().manual_seed(seed)
@@ -75,11 +66,11 @@ def matrix(ids, tokens, items):
 
 def assert_close(got, mean, count, values, start=None):
     """got = mean @ values (+ start), within the tolerance derived above."""
-    values = values.double()
+    got, values = got.cpu(), values.cpu().double()
     exact, size = mean @ values, mean @ values.abs()
     n = count.sum(1, keepdim=True)
     if start is not None:
-        exact, size, n = exact + start.double(), size + start.double().abs(), n + 1
+        exact, size, n = exact + start.cpu().double(), size + start.cpu().double().abs(), n + 1
     tolerance = (n + 3) * 2.0**-24 * size
     tolerance += ROUNDING[got.dtype] * (exact.abs() + tolerance)
     tolerance += 2.0**-25 if got.dtype is torch.float16 else 0.0
@@ -88,28 +79,41 @@ def assert_close(got, mean, count, values, start=None):
     assert worst <= 0, f"{worst} beyond the tolerance"  # NaN is not <= 0
 
 
-def plans(ids, tokens, items):
-    yield make_plan(ids, tokens if items is None else (tokens, items)).tensors()
-    yield plan_on_device(ids, tokens, items, V).tensors()
+def on(device, *tensors):
+    return [None if x is None else x.to(device) for x in tensors]
+
+
+def host_plan(device, ids, tokens, items):
+    return make_plan(ids, tokens if items is None else (tokens, items)).to(device).tensors()
+
+
+def device_plan(device, ids, tokens, items):
+    return plan_on_device(*on(device, ids, tokens, items), V).tensors()
+
+
+def plans(device, *batch):
+    yield host_plan(device, *batch)
+    yield device_plan(device, *batch)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("two_levels", [False, True])
-def test_forward_and_every_gradient(dtype, index_dtype, two_levels):
-    ids, tokens, items = make_batch(two_levels, index_dtype, hot=CHUNK + 3)
-    mean, count = matrix(ids, tokens, items)
+def test_forward_and_every_gradient(device, dtype, index_dtype, two_levels):
+    batch = make_batch(two_levels, index_dtype, hot=CHUNK + 3)
+    mean, count = matrix(*batch)
+    ids = batch[0].to(device)
     torch.manual_seed(1)
-    weight, start = torch.randn(2, V, 100).to(dtype)
-    grad = torch.randn(len(mean), 100).to(dtype)
-    for plan in plans(ids, tokens, items):
+    weight, start = torch.randn(2, V, 100).to(device, dtype)
+    grad = torch.randn(len(mean), 100).to(device, dtype)
+    for plan in plans(device, *batch):
         assert_close(kernels.compress(weight, ids, plan), mean, count, weight)
         dense = kernels.compress_backward(grad, V, plan)
         assert_close(dense, mean.T, count.T, grad)
         into = start.clone()
         kernels.compress_backward_(into, grad, plan)
         assert_close(into, mean.T, count.T, grad, start)
-        unseen = (count == 0).all(0)
+        unseen = (count == 0).all(0).to(device)
         assert torch.equal(into[unseen], start[unseen])
         unique, rows = kernels.compress_backward_sparse(grad, plan)
         assert unique.dtype is torch.int64
@@ -119,25 +123,25 @@ def test_forward_and_every_gradient(dtype, index_dtype, two_levels):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("d", [1, 7, 2051])
-def test_any_width(dtype, d):
+def test_any_width(device, dtype, d):
     """2051: three tiles of bf16, five of fp32, the last of three columns."""
-    ids, tokens, items = make_batch(True, singles=10)
-    mean, count = matrix(ids, tokens, items)
+    batch = make_batch(True, singles=10)
+    mean, count = matrix(*batch)
     torch.manual_seed(2)
-    weight, grad = torch.randn(V, d).to(dtype), torch.randn(len(mean), d).to(dtype)
-    plan = make_plan(ids, (tokens, items)).tensors()
-    assert_close(kernels.compress(weight, ids, plan), mean, count, weight)
+    weight, grad = torch.randn(V, d).to(device, dtype), torch.randn(len(mean), d).to(device, dtype)
+    plan = host_plan(device, *batch)
+    assert_close(kernels.compress(weight, batch[0].to(device), plan), mean, count, weight)
     assert_close(kernels.compress_backward(grad, V, plan), mean.T, count.T, grad)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_an_id_of_many_chunks_is_merged_in_one_order(dtype):
+def test_an_id_of_many_chunks_is_merged_in_one_order(device, dtype):
     """Twenty chunks: partial sums fill three tiles. fp32 between the stages, one rounding."""
-    ids, tokens, items = make_batch(True, hot=19 * CHUNK + 1, singles=3)
-    mean, count = matrix(ids, tokens, items)
+    batch = make_batch(True, hot=19 * CHUNK + 1, singles=3)
+    mean, count = matrix(*batch)
     torch.manual_seed(3)
-    grad = torch.randn(len(mean), 40).to(dtype)
-    for plan in plans(ids, tokens, items):
+    grad = torch.randn(len(mean), 40).to(device, dtype)
+    for plan in plans(device, *batch):
         first, again = (kernels.compress_backward(grad, V, plan) for _ in range(2))
         assert_close(first, mean.T, count.T, grad)
         assert torch.equal(first, again)
@@ -146,36 +150,37 @@ def test_an_id_of_many_chunks_is_merged_in_one_order(dtype):
         assert torch.equal(into, first)
 
 
-def test_both_plans_give_the_same_bits():
-    ids, tokens, items = make_batch(True, hot=300)
-    weight = torch.randn(V, 60)
-    host, device = plans(ids, tokens, items)
-    out = kernels.compress(weight, ids, host)
-    assert torch.equal(out, kernels.compress(weight, ids, host))
-    assert torch.equal(out, kernels.compress(weight, ids, device))
-    gradients = [kernels.compress_backward(out, V, plan) for plan in (host, device)]
+def test_both_plans_give_the_same_bits(device):
+    batch = make_batch(True, hot=300)
+    weight, ids = torch.randn(V, 60).to(device), batch[0].to(device)
+    of_host, of_device = plans(device, *batch)
+    out = kernels.compress(weight, ids, of_host)
+    assert torch.equal(out, kernels.compress(weight, ids, of_host))
+    assert torch.equal(out, kernels.compress(weight, ids, of_device))
+    gradients = [kernels.compress_backward(out, V, plan) for plan in (of_host, of_device)]
     assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_of_one_token_are_copies(dtype):
+def test_rows_of_one_token_are_copies(device, dtype):
     ids = torch.arange(V).flip(0)
-    weight = torch.randn(V, 33).to(dtype)
-    for plan in plans(ids, csr([1] * V), None):
+    weight, given = torch.randn(V, 33).to(device, dtype), plans(device, ids, csr([1] * V), None)
+    ids = ids.to(device)
+    for plan in given:
         assert torch.equal(kernels.compress(weight, ids, plan), weight[ids])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_far_apart_and_not_aligned(dtype):
+def test_rows_far_apart_and_not_aligned(device, dtype):
     """A table inside a larger one: nothing beside its rows is read, nor written."""
-    ids, tokens, items = make_batch(True)
-    mean, count = matrix(ids, tokens, items)
-    around = torch.full((V + 2, 150), float("nan")).to(dtype)
-    around[1:-1, 7:107] = torch.randn(V, 100).to(dtype)
+    batch = make_batch(True)
+    mean, count = matrix(*batch)
+    around = torch.full((V + 2, 150), float("nan")).to(device, dtype)
+    around[1:-1, 7:107] = torch.randn(V, 100).to(device, dtype)
     weight = around[1:-1, 7:107]
-    plan = make_plan(ids, (tokens, items)).tensors()
-    assert_close(kernels.compress(weight, ids, plan), mean, count, weight)
-    grad, start = torch.randn(len(mean), 100).to(dtype), weight.clone()
+    plan = host_plan(device, *batch)
+    assert_close(kernels.compress(weight, batch[0].to(device), plan), mean, count, weight)
+    grad, start = torch.randn(len(mean), 100).to(device, dtype), weight.clone()
     kernels.compress_backward_(weight, grad, plan)
     assert_close(weight, mean.T, count.T, grad, start)
     around[1:-1, 7:107] = float("nan")
@@ -183,45 +188,45 @@ def test_rows_far_apart_and_not_aligned(dtype):
 
 
 @pytest.mark.parametrize("rows", [[], [0], [0, 0, 0]])
-def test_rows_without_tokens_are_zero(rows):
-    ids, tokens, items = torch.empty(0, dtype=torch.int64), csr([]), csr(rows)
-    weight = torch.randn(V, 20)
-    for plan in plans(ids, tokens, items):
-        assert torch.equal(kernels.compress(weight, ids, plan), torch.zeros(len(rows), 20))
-        grad = torch.randn(len(rows), 20)
-        assert torch.equal(kernels.compress_backward(grad, V, plan), torch.zeros(V, 20))
+def test_rows_without_tokens_are_zero(device, rows):
+    ids = torch.empty(0, dtype=torch.int64)
+    weight = torch.randn(V, 20).to(device)
+    for plan in plans(device, ids, csr([]), csr(rows)):
+        assert torch.equal(kernels.compress(weight, ids.to(device), plan), weight.new_zeros(len(rows), 20))
+        grad = torch.randn(len(rows), 20).to(device)
+        assert torch.equal(kernels.compress_backward(grad, V, plan), weight.new_zeros(V, 20))
         unique, sums = kernels.compress_backward_sparse(grad, plan)
         assert (unique.shape, sums.shape) == ((0,), (0, 20))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", [-1, V, 2**31 - 1, 2**40, -(2**62)])
-def test_an_id_outside_the_table_is_nan_and_nothing_else(dtype, bad):
+def test_an_id_outside_the_table_is_nan_and_nothing_else(device, dtype, bad):
     """Far ones would end the process if read. A copied row, and one of several tokens."""
     ids, tokens, items = make_batch(True)
     mean, count = matrix(ids, tokens, items)
-    grad = torch.randn(len(mean), 24).to(dtype)
-    weight = torch.randn(V, 24).to(dtype)
-    good = make_plan(ids, (tokens, items)).tensors()
-    whole = kernels.compress(weight, ids, good)
+    grad = torch.randn(len(mean), 24).to(device, dtype)
+    weight = torch.randn(V, 24).to(device, dtype)
+    of_host = host_plan(device, ids, tokens, items)
+    whole = kernels.compress(weight, ids.to(device), of_host)
     ids[3] = ids[26] = bad
     row = int((items > int((tokens > 26).nonzero()[0, 0]) - 1).nonzero()[0, 0]) - 1
-    device = plan_on_device(ids, tokens, items, V).tensors()
-    for plan in (good, device):
-        out = kernels.compress(weight, ids, plan)
+    of_device = device_plan(device, ids, tokens, items)
+    for plan in (of_host, of_device):
+        out = kernels.compress(weight, ids.to(device), plan)
         assert [r for r in range(len(out)) if out[r].isnan().any()] == [3, row]
         assert out[[3, row]].isnan().all()
         rest = [r for r in range(len(out)) if r not in (3, row)]
         assert torch.equal(out[rest], whole[rest])
     keep = torch.ones_like(count, dtype=torch.bool)
-    dense = kernels.compress_backward(grad, V, device)
+    dense = kernels.compress_backward(grad, V, of_device)
     changed = make_batch(True)[0]
     for t, r in ((3, 3), (26, row)):
         keep[r, changed[t]] = False
     assert dense.isfinite().all()
     untouched = keep.all(0)
-    assert_close(dense[untouched], mean.T[untouched], count.T[untouched], grad)
-    unique, _ = kernels.compress_backward_sparse(grad, device)
+    assert_close(dense.cpu()[untouched], mean.T[untouched], count.T[untouched], grad)
+    unique, _ = kernels.compress_backward_sparse(grad, of_device)
     assert unique.tolist() == sorted({i for i in ids.tolist() if 0 <= i < V})
 
 
@@ -237,7 +242,7 @@ def test_an_id_outside_the_table_is_nan_and_nothing_else(dtype, bad):
         ([0, 2, 4, 6, 8], [0, 1, 9, 4], [1, 2]),
     ],
 )
-def test_malformed_offsets_are_nan_rows_and_no_gradient(dtype, tokens, items, nan):
+def test_malformed_offsets_are_nan_rows_and_no_gradient(device, dtype, tokens, items, nan):
     ids, tokens = torch.arange(8), torch.tensor(tokens)
     items = None if items is None else torch.tensor(items)
     weight = torch.randn(V, 16).to(dtype)
@@ -245,25 +250,26 @@ def test_malformed_offsets_are_nan_rows_and_no_gradient(dtype, tokens, items, na
     good = set(range(len(first) - 1)) - set(nan)
     others = set(range(8)) - {t for row in good for t in range(first[row], first[row + 1])}
     weight[list(others)] = float("inf")  # a good row that takes a token too many is not finite
-    plan = plan_on_device(ids, tokens, items, V).tensors()
-    out = kernels.compress(weight, ids, plan)
+    plan = device_plan(device, ids, tokens, items)
+    out = kernels.compress(weight.to(device), ids.to(device), plan).cpu()
     assert [row for row in range(len(out)) if out[row].isnan().any()] == nan
     assert out[nan].isnan().all()
     for row in good:
-        mean = weight[first[row] : first[row + 1]].double().mean(0)
-        assert (out[row].double() - mean).abs().max() <= ROUNDING[dtype] * 2 * mean.abs().max()
+        part = weight[first[row] : first[row + 1]]
+        count = torch.ones(1, len(part), dtype=torch.float64)
+        assert_close(out[row : row + 1], count / len(part), count, part)
     grad = torch.ones_like(out)
     grad[nan] = float("nan")
-    assert kernels.compress_backward(grad, V, plan).isfinite().all()
+    assert kernels.compress_backward(grad.to(device), V, plan).isfinite().all()
 
 
-def test_a_gradient_never_leaves_a_table_smaller_than_the_plans():
+def test_a_gradient_never_leaves_a_table_smaller_than_the_plans(device):
     ids, tokens, items = make_batch(True, hot=CHUNK + 3)
-    plan = make_plan(ids, (tokens, items)).tensors()
-    grad = torch.randn(items.numel() - 1, 12)
+    plan = host_plan(device, ids, tokens, items)
+    grad = torch.randn(items.numel() - 1, 12).to(device)
     whole = kernels.compress_backward(grad, V, plan)
     for kept in (4, 30):  # without and with the merged id, 7
-        around = torch.zeros(V, 12)
+        around = grad.new_zeros(V, 12)
         kernels.compress_backward_(around[:kept], grad, plan)
         assert torch.equal(around[:kept], whole[:kept])
         assert (around[kept:] == 0).all()
@@ -285,6 +291,7 @@ def fenced(tensor, at_end):
     return copy.view(tensor.shape).copy_(tensor)
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("at_end", [False, True])
 @pytest.mark.parametrize("fault", ["none", "ids", "tokens", "items"])
@@ -299,9 +306,9 @@ def test_nothing_outside_the_tensors_is_touched(fault, at_end):
         items[3], items[22], items[25] = -4, 0, 10**6
 
     def use():
-        made = [plan_on_device(ids, tokens, items, V).tensors()]
+        made = [device_plan("cpu", ids, tokens, items)]
         if fault == "none":
-            made.append(make_plan(ids, (tokens, items)).tensors())
+            made.append(host_plan("cpu", ids, tokens, items))
         for plan in made:
             plan = [fenced(tensor, at_end) for tensor in plan]
             weight, grad = torch.randn(V, 20), torch.randn(items.numel() - 1, 20)
@@ -319,24 +326,23 @@ def test_nothing_outside_the_tensors_is_touched(fault, at_end):
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_values_that_are_not_finite_stay_in_their_rows(value):
+def test_values_that_are_not_finite_stay_in_their_rows(device, value):
     ids, tokens, items = make_batch(True)
     mean, _ = matrix(ids, tokens, items)
     weight = torch.randn(V, 12)
     weight[int(ids[30]), 5] = value
-    out = kernels.compress(weight, ids, make_plan(ids, (tokens, items)).tensors())
+    out = kernels.compress(weight.to(device), ids.to(device), host_plan(device, ids, tokens, items)).cpu()
     touched = mean[:, int(ids[30])] > 0
     assert torch.equal(~out[:, 5].isfinite(), touched)
     assert out[:, [c for c in range(12) if c != 5]].isfinite().all()
 
 
-def test_backend_takes_no_plan_a_host_plan_and_any_strides():
-    ids, tokens, items = make_batch(True, torch.int32)
-    mean, _ = matrix(ids, tokens, items)
-    table = torch.randn(30, V)
-    weight, spread = table.T, torch.stack([ids, ids], 1)[:, 0]
-    ours = make_plan(ids, (tokens, items)).tensors()
-    grad = torch.ones(1, 1).expand(len(mean), 30)
+def test_backend_takes_no_plan_a_host_plan_and_any_strides(device):
+    batch = make_batch(True, torch.int32)
+    ours = host_plan(device, *batch)
+    ids, tokens, items = on(device, *batch)
+    weight, spread = torch.randn(30, V).to(device).T, torch.stack([ids, ids], 1)[:, 0]
+    grad = torch.ones(1, 1, device=device).expand(items.numel() - 1, 30)
     expected = kernels.compress(weight.contiguous(), ids, ours)
     gradient = kernels.compress_backward(grad.contiguous(), V, ours)
     for plan in ([], ours):
@@ -345,23 +351,24 @@ def test_backend_takes_no_plan_a_host_plan_and_any_strides():
         assert torch.equal(_triton.compress_backward(*csr_and, V, plan), gradient)
         unique, rows = _triton.compress_backward_sparse(*csr_and, V, plan)
         assert torch.equal(rows, gradient[unique])
-        into = torch.zeros(V, 30)
+        into = torch.zeros(V, 30, device=device)
         _triton.compress_backward_(into, *csr_and, plan)
         assert torch.equal(into, gradient)
 
 
-def test_what_does_not_fit_is_named():
-    ids, tokens, items = make_batch(True)
-    plan = make_plan(ids, (tokens, items)).tensors()
-    weight, grad = torch.randn(V, 8), torch.randn(items.numel() - 1, 8)
+def test_what_does_not_fit_is_named(device):
+    batch = make_batch(True)
+    plan = host_plan(device, *batch)
+    ids, tokens, items = on(device, *batch)
+    weight, grad = torch.randn(V, 8).to(device), torch.randn(items.numel() - 1, 8).to(device)
     with pytest.raises(ValueError, match=f"ids: got {len(ids) - 1}, expected {len(ids)} as in the plan"):
         kernels.compress(weight, ids[1:], plan)
     with pytest.raises(ValueError, match="grad's rows: got"):
         kernels.compress_backward(grad[1:], V, plan)
     with pytest.raises(ValueError, match="into's columns: got 9, expected 8"):
-        kernels.compress_backward_(torch.zeros(V, 9), grad, plan)
+        kernels.compress_backward_(weight.new_zeros(V, 9), grad, plan)
     with pytest.raises(ValueError, match="into: got strides"):
-        kernels.compress_backward_(torch.zeros(8, V).T, grad, plan)
+        kernels.compress_backward_(weight.new_zeros(8, V).T, grad, plan)
     forward = plan_on_device(ids, tokens, items, V, gradient=False).tensors()
     with pytest.raises(ValueError, match=f"the plan's gradient: got 0, expected {len(ids)}"):
         kernels.compress_backward(grad, V, forward)

@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recommending as on a GPU, its attention by the Triton kernels: what the CPU's attention gives."""
-
-import os
+"""Recommending on a GPU, or as on one, its attention by the Triton kernels: what the CPU's attention gives."""
 
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="needs Triton: pip install triton")
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("runs by itself: TRITON_INTERPRET=1 pytest tests/kernels/test_tree_decode_interpret.py", True)
 
 import patchrec_kernels.tree_attention as kernels
 
@@ -20,6 +16,8 @@ from patchrec_fast.recommend import run
 from tests.hf.conftest import FAMILIES, TINY
 
 transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.usefixtures("triton_serves")
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +40,20 @@ def launches(monkeypatch):
 
 
 @pytest.mark.parametrize(("family", "method"), [("llama", "beam"), ("gemma2", "beam"), ("llama", "exact")])
-def test_recommending(packer, launches, monkeypatch, family, method):
+def test_recommending(device, packer, launches, monkeypatch, family, method):
     name, special = FAMILIES[family]
     settings = {**TINY, "initializer_range": 0.5, "vocab_size": packer.prompt.num_embeddings, **special}
     torch.manual_seed(0)
     model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**settings)).eval()
-    rec = pf.Recommender(model, packer)
     items = packer.catalogue.item_ids.tolist()
     histories = [items[:1], items[:3]]
-    expected = rec.recommend(histories, k=2, method=method)
+    expected = pf.Recommender(model, packer).recommend(histories, k=2, method=method)
     assert not launches
-    if method == "beam":
+    if device.type == "cpu":  # as on a GPU
         monkeypatch.setattr(run, "_why_not_fixed", lambda model, device: None)
-    else:
-        monkeypatch.setattr(cache, "_kernel_serves", lambda device: True)
-    found = rec.recommend(histories, k=2, method=method)
+        if method == "exact":
+            monkeypatch.setattr(cache, "_kernel_serves", lambda device: True)
+    found = pf.Recommender(model.to(device), packer).recommend(histories, k=2, method=method)
     assert launches
     np.testing.assert_array_equal(found.items, expected.items)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
