@@ -253,7 +253,12 @@ def test_a_change_inside_unchanged_is_refused(small, change):
 def test_attaching_waits_for_a_call(small):
     model, packer = small
     rec, reached, go = pf.Recommender(model, packer), Event(), Event()
-    hook = model.model.layers[0].register_forward_pre_hook(lambda module, args: (reached.set(), go.wait(60)) and None)
+
+    def stop(module, args):
+        reached.set()
+        go.wait(60)
+
+    hook = model.model.layers[0].register_forward_pre_hook(stop)
     with ThreadPoolExecutor(2) as pool:
         running = pool.submit(rec.recommend, USERS, 3)
         assert reached.wait(60)
