@@ -2,7 +2,8 @@
 """JSON files of ours: written as valid JSON, read with their shape checked, so that every error names the file.
 
 A shape is a type, a tuple of types, `[shape]` for a list of such entries, `{str: shape}` for an object with any keys,
-and `{"key": shape, ...}` for one with at least these. `float` takes whole numbers too, and neither takes true or false.
+and `{"key": shape, ...}` for one with at least these. `float` takes whole numbers too, neither takes true or false,
+and whole numbers fit in 64 bits.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 Shape = Any
+_HUGE = 2**63
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
@@ -75,6 +77,8 @@ def check(value: Any, shape: Shape, at: str = "") -> None:
             raise ValueError(f"{where}expected {names}, got {_short(value)}")
         if isinstance(value, float) and not math.isfinite(value):  # 1e999
             raise ValueError(f"{where}expected a finite number, got {value}")
+        if isinstance(value, int) and not -_HUGE <= value < _HUGE:
+            raise ValueError(f"{where}expected a number of 64 bits, got {_short(value)}")
 
 
 def _finite(value: Any) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from .._text import printable
 from ..data import generate, load, sample_tokenizer, save
 from ..data.card import write
 from ..data.columns import Columns
@@ -22,6 +23,7 @@ from ..data.prepare import RULES, Prepared, Rules, prepare
 from ..data.sample import save_tokenizer
 from ..data.splits import SPLITS
 from ..data.stats import statistics
+from ..models import open_tokenizer
 
 EXAMPLE = """  patchrec-fast data download ml-1m --out raw
   patchrec-fast data prepare ml-1m --raw raw/ml-1m --out data/ml-1m
@@ -105,7 +107,7 @@ def _prepare(options: argparse.Namespace) -> dict[str, Any]:
     check_target(options.out)  # before hours of reading
     source = _source(options)
     rules = _rules(options)
-    with _bar(f"reading {source.files[0].name}", source.files[0].stat().st_size) as bar:
+    with _bar(f"reading {printable(source.files[0].name)}", source.files[0].stat().st_size) as bar:
         prepared: Prepared = prepare(source, rules, bar.update)
     card = write(prepared, options.out, name=options.source, files=source.files, version=__version__)
     if prepared.cleaned:
@@ -137,18 +139,9 @@ def _download(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _stats(options: argparse.Namespace) -> dict[str, Any]:
-    figures = statistics(load(options.folder), None if options.tokenizer is None else _tokenizer(options.tokenizer))
+    figures = statistics(load(options.folder), None if options.tokenizer is None else open_tokenizer(options.tokenizer))
     _note_empty(figures)
     return figures
-
-
-def _tokenizer(folder: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # a damaged tokenizer raises anything
-        raise ValueError(f"--tokenizer {folder}: no readable tokenizer ({type(error).__name__}: {error})") from error
 
 
 def _sample(options: argparse.Namespace) -> dict[str, Any]:
@@ -189,13 +182,15 @@ def _lines(result: dict[str, Any], indent: str = "") -> list[str]:
     width = max(map(len, result), default=0)
     for name, value in result.items():
         if isinstance(value, dict):
-            lines += [f"{indent}{name}", *_lines(value, indent + "  ")]
+            lines += [f"{indent}{printable(name)}", *_lines(value, indent + "  ")]
         else:
-            lines.append(f"{indent}{name:{width}}  {_shown(value)}")
+            lines.append(f"{indent}{printable(name):{width}}  {_shown(value)}")
     return lines
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(f"{part:g}" for part in value)
-    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, int | float):
+        return f"{value:.3f}" if isinstance(value, float) else f"{value:,}"
+    return printable(str(value))

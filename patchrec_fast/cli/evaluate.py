@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import _files
+from .._lock import only_one
 from .._text import printable
 from ..data import Dataset, Samples
 from ..evaluate import Report, baseline_ranks, evaluate
@@ -77,8 +78,9 @@ def _run(options: argparse.Namespace) -> int:
     tables = ([table(baselines)] if baselines else []) + ([comparison_table(compared)] if compared else [])
     text = "\n\n".join([str(report), *tables])
     if options.out is not None:  # in place of what the library wrote: that and the rest
-        _files.write(Path(options.out) / REPORT, content + "\n")
-        _files.write(Path(options.out) / TABLE, text + "\n")
+        with only_one(options.out):
+            _files.write(Path(options.out) / REPORT, content + "\n")
+            _files.write(Path(options.out) / TABLE, text + "\n")
     print(content if options.json else text)
     return 0
 

@@ -91,8 +91,12 @@ def overridden(settings: Settings, options: argparse.Namespace) -> Settings:
 
 def tell(policy: Policy, max_items: int | None) -> None:
     """A line on stderr of the prompts that are used; stdout has the result alone."""
+    print(prompt_line(policy, max_items), file=sys.stderr)
+
+
+def prompt_line(policy: Policy, max_items: int | None) -> str:
     items = "all items" if max_items is None else f"newest {max_items} items"
-    print(f"prompt: {policy!r}, {items}", file=sys.stderr)
+    return f"prompt: {policy!r}, {items}"
 
 
 def plain(packer: Packer) -> dict[str, Any]:

@@ -6,14 +6,17 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from .._text import printable
 from ..hf.settings import FILE, Settings
 from ..train.recipes import BUILT_IN, TYPES, Recipe, load
 from ..train.run import train
-from ..train.stages import STAGES
+from ..train.stages import STAGES, stage
 from ..train.start import SAMPLE, TINY
+from .models import prompt_line
 
 EXAMPLE = """  patchrec-fast train --model tiny --data sample --stage text --out runs/text
   patchrec-fast train --model path/to/Llama-3.2-1B-Instruct --data path/to/ml-1m --recipe ml-1m \\
@@ -21,7 +24,10 @@ EXAMPLE = """  patchrec-fast train --model tiny --data sample --stage text --out
   patchrec-fast train --model runs/pretrain --data path/to/ml-1m --recipe ml-1m --stage pft-s --out runs/pft-s
   torchrun --nproc-per-node 4 -m patchrec_fast.cli train ...
 
-Any key of a recipe is a flag too: flags win over the recipe, and the recipe over the defaults."""
+Any key of a recipe is a flag too: flags win over the recipe, the recipe over the prompt that the model was trained on,
+and that over the defaults."""
+_PROMPT = ("instruction", "system", "separators", "max_items")
+_STAGES_WITH = {"keep": ("pft-i",), "group": ("pft-s",), "p": ("pretrain", "dropout")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,11 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", required=True, help=f'folder in the prepared format; "{SAMPLE}" for a generated one')
     add("--stage", required=True, choices=STAGES, help="what histories become")
     add("--out", required=True, help="folder for the model, its checkpoints and curves; new or empty")
-    add(
-        "--recipe",
-        help=f"TOML file or {', '.join(BUILT_IN)} (default: {TINY} for the tiny model, else none, and the prompt that "
-        "the model was trained on)",
-    )
+    add("--recipe", help=f"TOML file or {', '.join(BUILT_IN)} (default: {TINY} for the tiny model, else none)")
     add(
         "--tokenizer",
         help=f'for the tiny model: folder of a tokenizer that is cut to what the titles need, or "{SAMPLE}" for a '
@@ -50,12 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     flags = {name: value for name in TYPES if (value := getattr(options, name)) is not None}
     source = options.recipe or (TINY if options.model == TINY else None)
-    recipe = Recipe().override(_prompt_of(options.model)) if source is None else load(source, options.stage)
-    recipe = recipe.override(flags)
+    saved = _saved_prompt(options.model)
+    base = Recipe().override(saved)
+    recipe = (base if source is None else load(source, options.stage, base)).override(flags)
+    _check_flags(flags, recipe, options)
     tokenizer = options.tokenizer
     if options.model == TINY and tokenizer is None:
         tokenizer = SAMPLE if options.data == SAMPLE else os.environ.get("PATCHREC_FAST_TOKENIZER")
     _quiet()
+    main = int(os.environ.get("RANK", 0)) == 0
+    if main:
+        print(_prompt(recipe, options.stage, saved), file=sys.stderr)
     try:
         result = train(
             recipe,
@@ -70,18 +77,45 @@ def run(options: argparse.Namespace) -> int:
         raise RuntimeError(str(error)) from error  # bad input, not a defect of the program
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt("the same command with --resume goes on") from error
-    if int(os.environ.get("RANK", 0)) == 0:
+    if main:
         print(json.dumps(result) if options.json else _summary(result))
     return 0
 
 
-def _prompt_of(model: str) -> dict[str, Any]:
-    """The keys of the prompt that a former stage was trained on; none of a model from elsewhere."""
-    if not (Path(model) / FILE).is_file():
+def _saved_prompt(model: str) -> dict[str, Any]:
+    """The keys of a recipe that the prompt of a former stage gives; none of a model from elsewhere."""
+    if model == TINY or not (Path(model) / FILE).is_file():
         return {}
     settings = Settings.load(model)
-    keys = {"instruction": settings.instruction, "system": settings.system or "", "separators": settings.separators}
-    return keys if settings.max_items is None else {**keys, "max_items": settings.max_items}
+    texts = {"instruction": settings.instruction, "system": settings.system or ""}
+    rest = {"separators": settings.separators, "max_items": settings.max_items or 0}
+    saved = {**texts, **rest, **vars(settings.policy)}
+    try:
+        Recipe().override(saved)
+    except ValueError as error:
+        raise ValueError(f"{Path(model) / FILE}: {error}") from error
+    return saved
+
+
+def _check_flags(flags: Mapping[str, Any], recipe: Recipe, options: argparse.Namespace) -> None:
+    """Raises ValueError for a flag that nothing would read; a file may hold such keys, for other stages and models."""
+    for name in flags:
+        flag, stages = f"--{name.replace('_', '-')}", _STAGES_WITH.get(name, STAGES)
+        if options.stage not in stages:
+            raise ValueError(f"{flag}: --stage {options.stage} has none, expected --stage {' or '.join(stages)}")
+        if name in ("hidden", "layers", "heads") and options.model != TINY:
+            raise ValueError(f"{flag}: --model {options.model} has a size of its own, expected --model {TINY}")
+        if name == "lora_rank" and not recipe.lora:
+            raise ValueError(f"{flag}: without --lora there are no adapters, expected both or none")
+
+
+def _prompt(recipe: Recipe, name: str, saved: Mapping[str, Any]) -> str:
+    """The line of the prompt that is used, with what of it the model was not trained with."""
+    policy = stage(name, keep=recipe.keep, group=recipe.group, p=recipe.p).final
+    read = [*_PROMPT, *(key for key, stages in _STAGES_WITH.items() if name in stages)]
+    changed = [key for key in read if key in saved and getattr(recipe, key) != saved[key]]
+    shown = [f"{key} {getattr(recipe, key)!r} (the model's: {saved[key]!r})" for key in changed]
+    return printable("; ".join([prompt_line(policy, recipe.max_items or None), *shown]))
 
 
 def _option(field: Any) -> dict[str, Any]:
@@ -106,4 +140,4 @@ def _summary(result: dict[str, Any]) -> str:
     given = result["val_loss"] is not None
     losses = f"{result['first_val_loss']:.3f} -> {result['val_loss']:.3f}" if given else "none"
     speed = f"{result['tokens_per_second']:,.0f} tokens/s"
-    return f"{result['out']}: {result['stage']}, {result['steps']} steps, validation loss {losses}, {speed}"
+    return f"{printable(result['out'])}: {result['stage']}, {result['steps']} steps, validation loss {losses}, {speed}"

@@ -20,6 +20,7 @@ from .._version import __version__
 from ..layout.catalogue import Catalogue
 from ..layout.histories import Histories
 from ..layout.policies import check_count
+from ..recommend.recommendations import most_answers
 from . import fingerprint
 from .cost import measured
 from .journal import Journal
@@ -80,13 +81,13 @@ def evaluate(
 
     Raises:
         TypeError: ids that are not integers.
-        ValueError: no samples, an empty history, an unknown item, a K below 1; an `out` with the results of another
-            model, other prompts, samples or options, with a damaged journal, or in use by another run.
+        ValueError: no samples, an empty history, an unknown item, a K out of range; an `out` with the results of
+            another model, other prompts, samples or options, with a damaged journal, or in use by another run.
         OSError: a file in `out` cannot be written.
     """
-    _check(ks, batch_size)
-    flat, offsets, targets = checked(*samples)
     catalogue = rec.packer.catalogue
+    _check(ks, len(np.unique(catalogue.answers)), batch_size)
+    flat, offsets, targets = checked(*samples)
     wanted = catalogue.answers[catalogue.index(targets)]
     owners = users_of(flat, offsets, targets) if users is None else np.asarray(users)
     if owners.shape != targets.shape:
@@ -102,30 +103,31 @@ def evaluate(
             journal = stack.enter_context(Journal(Path(out) / JOURNAL, header, _ENTRY))
         entries = _batches(decode, flat, offsets, wanted, batch_size, journal, progress)
 
-    shared = _shared(catalogue)
-    report = Report(
-        name=f"{method}, {rec.packer.policy!r}" if name is None else name,
-        ks=tuple(ks),
-        ranks=[rank for entry in entries for rank in entry["ranks"]],
-        users=owners.tolist(),
-        identity=identity(flat, offsets, targets),
-        shared_titles=len(shared),
-        shared_targets=int(np.isin(wanted, shared).sum()),
-        rows=sum(entry["rows"] for entry in entries) / len(targets),
-        seconds=_mean_seconds(entries, len(targets)),
-        peak_memory=max(entry["peak_memory"] for entry in entries),
-        memory_kind=entries[-1]["memory_kind"],
-        settings={**decode.settings, "batch_size": batch_size, **decode.machine(), **read},
-    )
-    if out is not None:
-        report.save(Path(out) / REPORT)
-        _files.write(Path(out) / TABLE, f"{report}\n")
+        shared = _shared(catalogue)
+        report = Report(
+            name=f"{method}, {rec.packer.policy!r}" if name is None else name,
+            ks=tuple(ks),
+            ranks=[rank for entry in entries for rank in entry["ranks"]],
+            users=owners.tolist(),
+            identity=identity(flat, offsets, targets),
+            shared_titles=len(shared),
+            shared_targets=int(np.isin(wanted, shared).sum()),
+            rows=sum(entry["rows"] for entry in entries) / len(targets),
+            seconds=_mean_seconds(entries, len(targets)),
+            peak_memory=max(entry["peak_memory"] for entry in entries),
+            memory_kind=entries[-1]["memory_kind"],
+            settings={**decode.settings, "batch_size": batch_size, **decode.machine(), **read},
+        )
+        if out is not None:
+            report.save(Path(out) / REPORT)
+            _files.write(Path(out) / TABLE, f"{report}\n")
     return report
 
 
-def _check(ks: Sequence[int], batch_size: int) -> None:
+def _check(ks: Sequence[int], titles: int, batch_size: int) -> None:
     for k in ks:
-        check_count("ks", k, minimum=1)
+        if check_count("ks", k, minimum=1) > most_answers(titles):
+            raise ValueError(f"ks: expected at most {most_answers(titles)}, got {k}; there are {titles} titles")
     if not len(ks):
         raise ValueError("ks: got none, expected at least one K")
     check_count("batch_size", batch_size, minimum=1)

@@ -10,6 +10,13 @@ from numpy.typing import NDArray
 
 from ..layout import Catalogue
 
+_MOST = 10_000
+
+
+def most_answers(titles: int) -> int:
+    """The largest k: as many as there are titles, or where those are few still so many, and the rest is -1."""
+    return max(titles, _MOST)
+
 
 @dataclass(frozen=True, eq=False)
 class Recommendations:

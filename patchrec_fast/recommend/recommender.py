@@ -27,14 +27,13 @@ from .head import Head
 from .model import fingerprint, own_modes
 from .questions import Normalize
 from .reader import Reader
-from .recommendations import Recommendations
+from .recommendations import Recommendations, most_answers
 from .run import Run, Users
 from .trie import Trie
 from .whole import log_probs
 
 Method = Literal["beam", "exact", "diverse"]
 
-_MOST = 10_000  # answers a user, where the catalogue has fewer titles: the rest is -1
 _MOST_PENALTY = 1000.0  # beside more, float32 has lost the log-probabilities
 _POWER = 30.0  # digits of `length ** length_penalty`: scores stay far from float32's bounds
 
@@ -272,8 +271,8 @@ def _rules(
     trie: Trie, method: Method, k: int, beams: int | None, length_penalty: float | None, early_stopping: EarlyStopping
 ) -> Rules:
     """What `recommend` was asked for, checked; no more answers and beams than there are titles."""
-    if k > max(trie.titles, _MOST):
-        raise ValueError(f"k: expected at most {max(trie.titles, _MOST)}, got {k}; there are {trie.titles} titles")
+    if k > (most := most_answers(trie.titles)):
+        raise ValueError(f"k: expected at most {most}, got {k}; there are {trie.titles} titles")
     if method not in ("beam", "exact", "diverse"):
         raise ValueError(f"method must be 'beam', 'exact' or 'diverse', got {method!r}")
     if not isinstance(early_stopping, bool) and early_stopping != "never":

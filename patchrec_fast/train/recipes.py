@@ -53,7 +53,7 @@ class Recipe:
     )
     system: str = _key("You recommend what fits somebody's taste.", "the system message; empty for none")
     separators: bool = _key(True, "a separator next to patches too")
-    max_items: int = _key(100, "K: newest items of a history that a prompt holds", 1)
+    max_items: int = _key(100, "K: newest items of a history that a prompt holds; 0 for all", 0)
     keep: int = _key(5, "N: newest items that stay text (pft-i)", 0)
     group: int = _key(5, "g: items of a session (pft-s)", 1)
     p: float | None = _key(None, "constant probability of a patch (pretrain), of leaving out (dropout)", 0, 1)
@@ -123,12 +123,13 @@ TYPES: dict[str, Any] = get_type_hints(Recipe)
 """The type of each key."""
 
 
-def load(source: str | os.PathLike[str], stage: str) -> Recipe:
+def load(source: str | os.PathLike[str], stage: str, base: Recipe | None = None) -> Recipe:
     """Reads a recipe for one stage.
 
     Args:
         source: a name of `BUILT_IN`, or a TOML file.
         stage: whose table in the file wins over the keys outside tables.
+        base: what keys are that the file does not have; the defaults where None.
 
     Raises:
         FileNotFoundError: no such file or built-in recipe.
@@ -144,7 +145,7 @@ def load(source: str | os.PathLike[str], stage: str) -> Recipe:
         _known("stage", stages, STAGES)
         for name, changes in [("", table), *stages.items()]:
             _known(f"key of [stage.{name}]" if name else "key", changes, TYPES)
-        return Recipe().override(table).override(stages.get(stage, {}))
+        return (base or Recipe()).override(table).override(stages.get(stage, {}))
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deep") from error
     except (ValueError, TypeError) as error:

@@ -157,7 +157,8 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
     dataset = open_data(run["data"])
     set_seed(recipe.seed)  # rows added to the embeddings, and adapters, begin at random
     model, tokenizer = open_model(run["model"], run["tokenizer"], dataset.titles, recipe)
-    settings = Settings(recipe.instruction, recipe.system or None, recipe.separators, stage.final, recipe.max_items)
+    max_items = recipe.max_items or None
+    settings = Settings(recipe.instruction, recipe.system or None, recipe.separators, stage.final, max_items)
     packer = settings.packer(dataset.titles, tokenizer)
     began_with = _began_with(run, model, tokenizer, dataset, packer)
     packer.plan = torch.cuda.is_available()
@@ -165,7 +166,7 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
     packer.share_prefix = ours if recipe.share_prefix is None else recipe.share_prefix
     world_size = run["processes"]
     shape = _micro_batch(recipe, world_size)
-    samples = some(dataset.split("train", recipe.max_items), recipe.limit_train)
+    samples = some(dataset.split("train", max_items), recipe.limit_train)
     if not len(samples.targets):
         raise ValueError(f"data: {run['data']} has no training samples: its split 'train' is empty")
     batches = MicroBatches(
@@ -232,7 +233,7 @@ def _validation(
     dataset: Dataset, recipe: Recipe, run: dict[str, Any], packer: Packer, stage: Stage, shape: dict[str, Any]
 ) -> MicroBatches | None:
     """The micro-batches of validation; None, with a warning, where the data have no samples for it."""
-    samples = some(dataset.split("val", recipe.max_items), recipe.limit_val)
+    samples = some(dataset.split("val", packer.max_items), recipe.limit_val)
     count, world_size = len(samples.targets), run["processes"]
     if not count:
         warnings.warn(f"{run['data']}: its split 'val' is empty; training goes without validation", stacklevel=4)

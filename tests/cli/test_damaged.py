@@ -12,6 +12,7 @@ import shutil
 import pytest
 
 from patchrec_fast.cli.main import main
+from patchrec_fast.evaluate import Report
 
 RANDOM = int(os.environ.get("PATCHREC_FAST_DAMAGES", "1"))
 SHAPES = [
@@ -95,12 +96,22 @@ def profile(**changes):
     return json.dumps({"compared": [{**fields, **changes}], "growth": [fields], "k": 2})
 
 
+def evaluation(**changes):
+    made = Report(name="r", ks=(1, 5), ranks=[1, -1, 3], users=[0, 0, 1], identity="i", shared_titles=0,
+                  shared_targets=0, rows=9.0, seconds={"pack": 0.5}, peak_memory=5, memory_kind="m")  # fmt: skip
+    return json.dumps({"report": {**made.to_dict(), **changes}, "baselines": []})
+
+
+CURVES = "step,split,loss,tokens,seconds\n1,train,2.0,5,1.0\n2,val,1.5,9,2.0\n"
 LINES = "cpu,torch,commit,shape,contestant,median_ms,ratio\nC,2,c,A,patchrec_fast,9.0,0.5\n"
 REPORT_INPUTS = {
     "profile.json": ("--profile", profile()),
     "compress.csv": ("--bench", LINES),
-    "run/result.json": ("--run", json.dumps({"stage": "text", "steps": 1, "first_val_loss": 2.0, "val_loss": None,
-                                             "tokens": 5, "seconds": 1.0, "tokens_per_second": 5.0})),
+    "run/result.json": ("--run", json.dumps({"stage": "text", "steps": 1, "samples": 1, "train_loss": 2.0,
+                                             "first_val_loss": 2.0, "val_loss": None, "tokens": 5, "seconds": 1.0,
+                                             "tokens_per_second": 5.0, "out": "run"})),
+    "run/curves.csv": ("--run", CURVES),
+    "report.json": ("--evaluation", evaluation()),
 }  # fmt: skip
 
 
@@ -109,7 +120,7 @@ def test_an_input_of_the_report(name, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     flag, whole = REPORT_INPUTS[name]
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "curves.csv").write_text("step,split,loss,tokens,seconds\n1,train,2.0,5,1.0\n")
+    (tmp_path / "run" / "curves.csv").write_text(CURVES)
     file, out = tmp_path / name, tmp_path / "report.html"
     command = ["report", "--out", str(out), flag, str(file.parent if flag == "--run" else file)]
     file.write_text(whole)
@@ -123,6 +134,40 @@ def test_an_input_of_the_report(name, tmp_path, capsys):
             LINES + "C,2,c,A,patchrec_fast,9.0,1,1\n",
             LINES + "C,2,c," + "A" * 200_000 + ",patchrec_fast,9.0,1\n",
             LINES.replace("median_ms", "median"),
+        ],
+        "run/curves.csv": [
+            CURVES + "3,train,2.0,5\n",
+            CURVES + "3,train,2.0,5,1.0,1\n",
+            CURVES + "3,train,low,5,1.0\n",
+            CURVES + "x,train,2.0,5,1.0\n",
+            CURVES + "3,train,1e999,5,1.0\n",
+            CURVES + "3,train,nan,5,1.0\n",
+            CURVES + "3,test,2.0,5,1.0\n",
+            CURVES + "3,train,2.0,,1.0\n",
+            CURVES + "3,train,2.0,5," + "9" * 200_000 + "\n",
+            CURVES.replace("loss", "los"),
+        ],
+        "report.json": [
+            evaluation(ranks=[1, -1]),
+            evaluation(ranks=[1, -1, 0.5]),
+            evaluation(ranks="111"),
+            evaluation(ks=[]),
+            evaluation(ks=[0]),
+            evaluation(ks=[10**30]),
+            evaluation(ranks=[1, -1, 10**30]),
+            evaluation(users=[0, 0, 10**30]),
+            evaluation(users=[0, 0, -(10**30)]),
+            evaluation(rows=10**400),
+            evaluation(seconds={"pack": 10**400}),
+            evaluation(peak_memory=10**400),
+            evaluation(shared_titles=10**400),
+            evaluation(users=[0, 0, "x"]),
+            evaluation(name=None),
+            evaluation(seconds={"pack": "x"}),
+            evaluation(rows="x"),
+            evaluation(peak_memory=-1.5),
+            json.dumps({"report": 5}),
+            json.dumps({"report": json.loads(evaluation())["report"], "baselines": [5]}),
         ],
     }
     content = [*damages(whole.encode(), random.Random(name)), *(text.encode() for text in extra.get(name, ()))]

@@ -260,4 +260,12 @@ def test_a_tokenizer_is_not_written_over_a_models(tmp_path, capsys):
         (tmp_path / "damaged" / "tokenizer.json").write_text(text)
         run(capsys, "sample", "--users", 2, "--items", 10, "--out", tmp_path / "out")
         said = fails(capsys, "stats", tmp_path / "out", "--tokenizer", tmp_path / "damaged")
-        assert f"--tokenizer {tmp_path / 'damaged'}: no readable tokenizer" in said
+        assert str(tmp_path / "damaged") in said
+        assert "tokenizer" in said
+
+
+def test_what_is_printed_is_safe_to_print(tmp_path, capsys):
+    assert main(["data", "sample", "--users", "2", "--items", "10", "--out", str(tmp_path / "o\x1b[2Jut\u202e")]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.endswith(rf"{tmp_path.name}/o\x1b[2Jut\u202e")
+    assert command._lines({"\x1b": {"\n": ["\u200b"]}}) == [r"\x1b", r"  \n  ['\u200b']"]

@@ -15,6 +15,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import patchrec_fast as pf
+from patchrec_fast import _files
+from patchrec_fast._lock import only_one
 from patchrec_fast.cli.main import main
 from patchrec_fast.evaluate import Report, baseline_ranks
 from patchrec_fast.hf.settings import Settings
@@ -143,6 +145,7 @@ def copy(folders, tmp_path, **files):
         (["--policy", "pft-i", "--group", "3"], "--group: the policy is ItemPatches(keep=5), which has no group"),
         (["--policy", "text", "--keep", "0"], "--keep: the policy is Text()"),
         (["--device", "abacus"], "--device"),
+        (["--k", "5", str(10**9)], f"ks: expected at most 10000, got {10**9}; there are 300 titles"),
         (["--compare", "nowhere.json"], "nowhere.json"),
     ],
 )
@@ -222,6 +225,20 @@ def test_another_run_in_the_same_folder(run, tmp_path):
     assert status == 1
     assert "another run, samples '" in shown
     assert len(shown) < 250  # the fingerprints are cut
+
+
+def test_reports_are_written_by_the_run_that_holds_the_folder(run, tmp_path, monkeypatch):
+    write, written = _files.write, []
+
+    def held(path, text):
+        with pytest.raises(ValueError, match="another run is writing"), only_one(tmp_path):
+            pass
+        written.append(Path(path).name)
+        write(path, text)
+
+    monkeypatch.setattr(_files, "write", held)
+    assert run("--limit", 2, "--k", 3, "--out", tmp_path)[0] == 0
+    assert written == 2 * ["report.json", "report.txt"]  # the library's, and more of the command
 
 
 def test_a_split_without_samples(run, folders, tmp_path):

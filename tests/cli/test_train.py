@@ -9,11 +9,13 @@ import sys
 import pytest
 import torch
 
-from patchrec_fast import data
+from patchrec_fast import Dropout, ItemPatches, SessionPatches, Text, data
 from patchrec_fast.cli import main as cli
 from patchrec_fast.cli import train as command
 from patchrec_fast.hf.settings import Settings
 from patchrec_fast.train.recipes import TYPES, Recipe, load
+from patchrec_fast.train.stages import STAGES
+from patchrec_fast.train.stages import stage as make_stage
 
 NEEDED = ["train", "--model", "tiny", "--data", "sample", "--stage", "text", "--out", "nowhere"]
 SMALL = ["--max-items=4", "--batch=4", "--limit-train=24", "--limit-val=4", "--steps=3", "--eval-steps=3"]
@@ -81,16 +83,100 @@ def test_without_a_recipe_the_next_stage_keeps_the_prompt(called, tmp_path):
     cli.main(given)
     cli.main([*given, "--max-items=9"])
     cli.main([*given, "--recipe=ml-1m"])
+    kept = {"separators": False, "max_items": 7}  # of which the recipe says nothing
     assert [one[0] for one in called] == [
         Recipe().override({**prompt, "system": ""}),
         Recipe().override({**prompt, "system": "", "max_items": 9}),
-        load("ml-1m", "text"),
+        load("ml-1m", "text").override(kept),
     ]
 
 
-def test_one_line_for_people_or_for_programs(called, capsys):
+SAVED = [
+    (Settings("A [HISTORY_SEQUENCE].", policy=SessionPatches(20), max_items=None), {"group": 20, "max_items": 0}),
+    (Settings("B [HISTORY_SEQUENCE].", "S", policy=ItemPatches(0)), {"keep": 0, "system": "S"}),
+    (Settings("C [HISTORY_SEQUENCE].", separators=False, policy=Text(), max_items=3),
+     {"separators": False, "max_items": 3}),
+    (Settings("D [HISTORY_SEQUENCE].", policy=Dropout(0.25)), {"p": 0.25}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "kept"), SAVED)
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_a_model_was_trained_with_is_the_default_field_by_field(called, tmp_path, capsys, settings, kept, stage):
+    settings.save(tmp_path)
+    kept = {"instruction": settings.instruction, "system": "", **kept}
+    (tmp_path / "mine.toml").write_text("epochs = 2\n[stage.pft-s]\ngroup = 4\n[stage.pft-i]\nkeep = 9\n")
+    given = ["train", f"--model={tmp_path}", "--data=folder", f"--stage={stage}", "--out=x"]
+    assert cli.main(given) == cli.main([*given, f"--recipe={tmp_path / 'mine.toml'}"]) == 0
+    file = {"pft-s": {"group": 4}, "pft-i": {"keep": 9}}.get(stage, {})
+    assert [one[0] for one in called] == [
+        Recipe().override(kept),
+        Recipe().override({**kept, "epochs": 2, **file}),
+    ]
+    first, second = capsys.readouterr().err.splitlines()
+    items = {0: "all items"}.get(kept.get("max_items", 100), f"newest {kept.get('max_items', 100)} items")
+    policy = make_stage(stage, keep=kept.get("keep", 5), group=kept.get("group", 5)).final
+    assert first == f"prompt: {policy!r}, {items}"
+    differ = [f"; {key} {value} (the model's: {kept[key]})" for key, value in file.items() if key in kept]
+    policy = make_stage(stage, keep=9, group=4).final
+    assert second == f"prompt: {policy!r}, {items}{''.join(differ)}"
+
+
+def test_a_recipe_that_replaces_the_prompt_says_so(called, tmp_path, capsys):
+    Settings("Old\x1b [HISTORY_SEQUENCE]").save(tmp_path)
+    given = ["train", f"--model={tmp_path}", "--data=folder", "--stage=text", "--out=x", "--recipe=tiny"]
+    cli.main(given)
+    [line] = capsys.readouterr().err.splitlines()
+    assert called[0][0] == load("tiny", "text")
+    assert line == (
+        "prompt: Text(), newest 30 items; "
+        "instruction 'Watched: [HISTORY_SEQUENCE]. Next?' (the model's: 'Old\\x1b [HISTORY_SEQUENCE]'); "
+        "max_items 30 (the model's: 100)"
+    )
+    cli.main([*given, "--max-items=0"])
+    assert capsys.readouterr().err.startswith("prompt: Text(), all items; ")
+
+
+@pytest.mark.parametrize("field", ["keep", "group", "max_items"])
+def test_a_number_of_the_model_that_is_absurd(called, tmp_path, capsys, field):
+    policies = {"keep": ItemPatches(10**30), "group": SessionPatches(10**30), "max_items": Text()}
+    Settings("[HISTORY_SEQUENCE]", policy=policies[field], max_items=10**30).save(tmp_path)
+    assert cli.main(["train", f"--model={tmp_path}", "--data=folder", "--stage=text", "--out=x"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'patchrec.json'}: " in line
+    assert "expected at most" in line
+    assert not called
+
+
+@pytest.mark.parametrize(
+    ("flag", "wrong", "message", "right"),
+    [
+        ("--keep=3", "--stage=pft-s", "--keep: --stage pft-s has none, expected --stage pft-i", "--stage=pft-i"),
+        ("--group=3", "--stage=text", "--group: --stage text has none, expected --stage pft-s", "--stage=pft-s"),
+        ("--p=0", "--stage=pft-i", "--p: --stage pft-i has none, expected --stage pretrain or", "--stage=dropout"),
+        ("--hidden=8", "--model=folder", "--hidden: --model folder has a size of its own", "--model=tiny"),
+        ("--layers=4", "--model=folder", "--layers: --model folder has a size of its own", "--model=tiny"),
+        ("--heads=4", "--model=folder", "--heads: --model folder has a size of its own", "--model=tiny"),
+        ("--lora-rank=16", "--no-lora", "--lora-rank: without --lora", "--lora"),
+    ],
+)
+def test_a_flag_that_nothing_would_read(called, tmp_path, capsys, flag, wrong, message, right):
+    assert cli.main([*NEEDED, flag, wrong]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"patchrec-fast train: error: {message}")
+    assert not called
+    assert cli.main([*NEEDED, flag, right]) == 0
+    (tmp_path / "mine.toml").write_text("keep = 3\ngroup = 3\np = 0.5\nhidden = 8\nlora_rank = 2\n")  # of any stage
+    assert cli.main([*NEEDED, wrong, f"--recipe={tmp_path / 'mine.toml'}"]) == 0
+
+
+def test_one_line_for_people_or_for_programs(called, capsys, monkeypatch):
     cli.main(NEEDED)
+    result = command.train(*called[0][:2])
     assert capsys.readouterr().out == "nowhere: text, 1 steps, validation loss 2.000 -> 1.000, 1,234 tokens/s\n"
+    monkeypatch.setattr(command, "train", lambda *_, **__: {**result, "out": "no\x1b[2Jwhere\n"})
+    cli.main(NEEDED)
+    assert capsys.readouterr().out.startswith(r"no\x1b[2Jwhere\n: text")
     cli.main([*NEEDED, "--json"])
     [line] = capsys.readouterr().out.splitlines()
     assert json.loads(line)["val_loss"] == 1.0

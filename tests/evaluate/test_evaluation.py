@@ -106,6 +106,23 @@ def test_two_runs_in_one_folder_are_noticed(clockwork, test_split, tmp_path):
         pf.evaluate(clockwork(), test_split, out=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("ks", "message"),
+    [
+        ((5, 10**30), f"ks: expected at most 10000, got {10**30}; there are 299 titles"),
+        ((10_001,), "ks: expected at most 10000, got 10001"),
+        ((0,), "ks: expected at least 1, got 0"),
+        ((), "ks: got none"),
+    ],
+)
+def test_a_k_out_of_range_is_said_before_any_work(clockwork, test_split, tmp_path, ks, message):
+    rec = clockwork()
+    with pytest.raises(ValueError, match=message):
+        pf.evaluate(rec, test_split, ks=ks, out=tmp_path / "out")
+    assert rec.calls == []
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_report_survives_the_disk(clockwork, test_split, tmp_path):
     report = pf.evaluate(clockwork(), test_split, out=tmp_path)
     loaded = Report.load(tmp_path / "report.json")

@@ -174,6 +174,16 @@ def test_the_next_stage_starts_from_the_model_of_the_last(run, tmp_path):
     assert tokenizers[0] == tokenizers[1]
 
 
+def test_all_items_of_a_history(run, tmp_path, small):
+    run("out", "text", max_items=0, steps=1)
+    assert Settings.load(tmp_path / "out").max_items is None
+    assert load(tmp_path / "out" / "recipe.toml", "text").max_items == 0
+    cut = run("cut", "text", max_items=6, steps=1)["tokens"]
+    longest = int(np.diff(data.load(small / "data").offsets).max())
+    rows = run("longest", "text", max_items=longest, steps=1)["tokens"]
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["tokens"] == rows > cut
+
+
 def test_a_model_without_the_marks_gets_them(run, small, tmp_path):
     """A plain Hugging Face model, as downloaded, with the exact size of its tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
