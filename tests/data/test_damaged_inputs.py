@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random damage to the files of every reader: an error that names the file, and no other kind.
 
-`DAMAGED=20000 python -m pytest tests/data/test_damaged.py` for as long as one likes.
+`DAMAGED=20000 python -m pytest tests/data/test_damaged_inputs.py` for as long as one likes.
 """
 
 import gzip
