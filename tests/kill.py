@@ -56,6 +56,7 @@ def child(wanted, root, arguments, pipe):
         sys.excepthook(*sys.exc_info())
         status = 3
     sys.stdout.flush(), sys.stderr.flush()
+    os.write(pipe, json.dumps(list(sys.modules)).encode())
     os._exit(status)
 
 

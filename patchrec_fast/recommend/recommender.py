@@ -271,8 +271,8 @@ def _rules(
     trie: Trie, method: Method, k: int, beams: int | None, length_penalty: float | None, early_stopping: EarlyStopping
 ) -> Rules:
     """What `recommend` was asked for, checked; no more answers and beams than there are titles."""
-    if k > (most := most_answers(trie.titles)):
-        raise ValueError(f"k: expected at most {most}, got {k}; there are {trie.titles} titles")
+    if k > (largest := most_answers(trie.titles)):
+        raise ValueError(f"k: expected at most {largest}, got {k}; there are {trie.titles} titles")
     if method not in ("beam", "exact", "diverse"):
         raise ValueError(f"method must be 'beam', 'exact' or 'diverse', got {method!r}")
     if not isinstance(early_stopping, bool) and early_stopping != "never":

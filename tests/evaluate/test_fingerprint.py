@@ -2,7 +2,6 @@
 """What changes a fingerprint, what does not, and weights that cannot be read as bytes."""
 
 import copy
-import dataclasses
 import json
 
 import numpy as np
@@ -162,7 +161,9 @@ def test_every_field_of_a_dataset_counts(sample):
         "titles": titles,
         "splits": splits,
     }.items():
-        other = fingerprint.of_dataset(dataclasses.replace(sample, **{name: value}))
+        changed = copy.copy(sample)
+        object.__setattr__(changed, name, value)  # most of them are no data set, which its constructor would say
+        other = fingerprint.of_dataset(changed)
         assert fingerprint.differences({"data": before}, {"data": other}) == [f"the data: {name}"]
 
 

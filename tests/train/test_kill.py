@@ -51,7 +51,7 @@ def trained(tmp_path_factory):
 def test_train(trained, tmp_path):
     arguments, whole = trained
     weights = load_file(whole / "model.safetensors")
-    for event in events(kills=6):
+    for event in events(kills=4):
         out = tmp_path / str(event)
         if not killed(event, out, *arguments, f"--out={out}"):
             break
@@ -70,7 +70,7 @@ def test_evaluate_and_report(trained, tmp_path):
     arguments, model = trained
     named = ["evaluate", f"--model={model}", arguments[3], "--limit=6", "--batch-size=2", "--method=exact"]
     reports = []
-    for event in (NEVER, *events(kills=40)):
+    for event in (NEVER, *events(kills=20)):
         out = tmp_path / str(event)
         was_killed = killed(event, out, *named, f"--out={out}")
         assert not killed(NEVER, out, *named, f"--out={out}")
