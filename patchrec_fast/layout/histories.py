@@ -120,9 +120,13 @@ def _list(
             "histories: expected a list with one sequence of item ids a user, or a tuple "
             f"(flat, offsets) of arrays ({error})"
         ) from error
+    offsets = csr_offsets(np.array([len(array) for array in arrays], np.int64))
+    if {array.dtype.kind for array in arrays} == {"i"}:
+        flat = np.concatenate(arrays, dtype=np.int64)
+        if flat.size and flat.min() > 1:  # nothing among them was a bool
+            return flat, offsets
     ids = [_int64("histories", history, array) for history, array in zip(histories, arrays, strict=True)]
-    flat = np.concatenate([np.empty(0, np.int64), *ids])
-    return _no_negative("histories", flat), csr_offsets(np.array([len(array) for array in arrays], np.int64))
+    return _no_negative("histories", np.concatenate([np.empty(0, np.int64), *ids])), offsets
 
 
 def newest(
