@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..layout.batch import PackedBatch
-from .attention import checking
 from .cache import Rows, TreeCache
+from .masks import checking
 from .modules import inner_of
 
 _LENGTHS = (5, 8, 5)  # rows of the two prompts, and of another first one
@@ -285,7 +285,7 @@ def _prompts(model: Any) -> list[Tensor]:
 
 
 class _Lookups(TorchFunctionMode):
-    """What is looked up in tables besides the model's input embedding: their weights may be zero still, in a fresh model.
+    """What is looked up in tables besides the input embedding: in a fresh model their weights may be zero.
 
     Attributes:
         read: the indices, each (n,) on the host.

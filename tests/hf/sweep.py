@@ -112,6 +112,8 @@ _MORE: dict[str, dict] = {
     },
     "ZayaForCausalLM": {"num_experts_per_tok": 1, "router_hidden_size": 8},
 }
+
+
 def names() -> list[str]:
     """Each class that `AutoModelForCausalLM` gives."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
