@@ -124,7 +124,7 @@ def flops(model: Any, batch: PackedBatch) -> float:
     assert batch.labels is not None
     supervised = int((batch.labels >= 0).sum())
     body, last = (sum(weight.numel() for weight in part.parameters()) for part in (layers, layers[-1].mlp))
-    queries, keys = batch.cu_seqlens.diff().double(), batch.model_inputs()["cu_seq_lens_k"].diff().double()
+    queries, keys = batch.user_offsets.diff().double(), batch.model_inputs()["cu_seq_lens_k"].diff().double()
     seen = float((keys**2 - (keys - queries) ** 2).sum())
     attention = 2 * config.num_hidden_layers * config.hidden_size * seen
     products = body * rows - last * (rows - supervised) + supervised * config.vocab_size * config.hidden_size

@@ -22,7 +22,7 @@ from ..layout.batch import PackedBatch
 from ..ops.compress import compress
 from ..ops.plan import Plan
 from . import attention as kernels
-from . import check, configured, head, last_layer
+from . import check, configured, head, last_layer, masks
 from .lock import exclusive
 from .loss import on_supervised_rows
 from .modules import inner_of, keeps_forward, serves
@@ -116,7 +116,7 @@ def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Att
         last_layer.install(model, undo)
         undo.callback(model.register_forward_pre_hook(_hook, with_kwargs=True).remove)
         for decoder in _decoders(inner_of(model)):
-            undo.callback(decoder.register_forward_pre_hook(kernels.mark, with_kwargs=True).remove)
+            undo.callback(decoder.register_forward_pre_hook(masks.mark, with_kwargs=True).remove)
         if expected is not None:
             check.compare(model, expected, checked)
         elif not check.passed(checked):
@@ -136,7 +136,7 @@ def check_decoding(model: Any) -> None:
         return  # Run says what is wrong with it
     with exclusive(model):
         attached = is_attached(model)
-        if attached and not kernels.is_ours(model.config._attn_implementation):
+        if attached and not masks.is_ours(model.config._attn_implementation):
             return
         checked = check.key(model, "decoding")
         if check.passed(checked):
@@ -349,7 +349,7 @@ def _check_shared(model: Any, kwargs: dict[str, Any]) -> None:
             f"all {headless} users of the packed batch are without the rows before the history "
             "(Packer.pack(prefixes=0)), which only Recommender has kept; pack it without prefixes"
         )
-    if not kernels.is_ours(attention):
+    if not masks.is_ours(attention):
         ours = ", ".join(map(repr, ("auto", *kernels.KERNELS)))
         raise ValueError(
             f"{headless} users of the packed batch share the first one's rows before the history, which attention "

@@ -16,7 +16,6 @@ names avoid the word "flash", by which transformers recognises its own implement
 import importlib.metadata
 import inspect
 from contextlib import nullcontext
-from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any, cast
 
@@ -24,16 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .masks import NAME, check_mask, unpacked_mask, watched
 from .segments import varlen_attention
 from .shared_prefix import seen
 
-NAME = "patchrec_varlen"
 KERNELS = ("varlen", "fa2", "masked")
-# What makes a call packed, by its names among the model's keyword arguments.
-_PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "key_rows", "tree")
-
-# Set while `check` tries a model: the masks of its plain calls say which window they have.
-checking: ContextVar[bool] = ContextVar("checking", default=False)
 
 
 def register() -> None:
@@ -55,32 +49,6 @@ def register() -> None:
 def implementation(kernel: str) -> str:
     """The implementation's name for a kernel, or for "auto"."""
     return NAME if kernel == "auto" else f"{NAME}.{kernel}"
-
-
-def is_ours(name: str | None) -> bool:
-    """Whether a configuration's attention implementation is one of ours."""
-    return name is not None and name.partition(".")[0] == NAME
-
-
-def mark(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """A forward pre-hook of the decoder: a packed call gets a mask that is made already.
-
-    Four dimensions tell transformers so; it would make one of (R, R) otherwise. It is the decoder that gets it, not the
-    model: a mixture of experts, for one, reads the model's own mask to balance its experts over all rows.
-
-    Layers that drop keyword arguments (StableLM, Nemotron) still hand on the mask, so it carries them. A compiler does
-    not see them there: such a model, compiled, is an error of `attend`.
-    """
-    packing = {name: kwargs[name] for name in _PACKING if kwargs.get(name) is not None}
-    if not packing.keys() & {"cu_seq_lens_q", "tree"} or kwargs.get("attention_mask") is not None:
-        return None
-    if not is_ours(decoder.config._attn_implementation):
-        return None
-    like = next(each for each in (*args, *kwargs.values()) if isinstance(each, Tensor))
-    mask = torch.zeros((1, 1, 1, 1), dtype=torch.bool, device=like.device)
-    if not torch.compiler.is_compiling():
-        mask.packing = packing  # type: ignore[attr-defined]
-    return args, {**kwargs, "attention_mask": mask}
 
 
 def attend(
@@ -122,13 +90,13 @@ def attend(
     if attention_mask is not None and not torch.compiler.is_compiling():
         kwargs = {**getattr(attention_mask, "packing", {}), **kwargs}
     cu_seqlens, tree = kwargs.get("cu_seq_lens_q"), kwargs.get("tree")
-    _check_mask(module, attention_mask, query.shape[2], packed=cu_seqlens is not None or tree is not None)
+    check_mask(module, attention_mask, query.shape[2], packed=cu_seqlens is not None or tree is not None)
     if tree is not None and cu_seqlens is None:
         scale, qkv = query.shape[-1] ** -0.5 if scaling is None else scaling, _one_dtype(query, key, value)
         device = query.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             return tree.attend(module.layer_idx, *qkv, scale, sliding_window, softcap), None
-    window = getattr(attention_mask, "window", sliding_window) if _watched() else sliding_window
+    window = getattr(attention_mask, "window", sliding_window) if watched() else sliding_window
     if window != sliding_window:
         raise ValueError(
             f"{type(module).__name__} has rows see {window} rows by its mask, and tells its attention of "
@@ -172,42 +140,6 @@ def attend(
         max_seqlen_k=kwargs.get("max_length_k"),
     )
     return out.unsqueeze(0), None
-
-
-def _check_mask(module: nn.Module, mask: Tensor | None, rows: int, packed: bool) -> None:
-    """That a packed call has the mask of `mark`, or none, and that no other has it."""
-    if mask is None:
-        return
-    marked = tuple(mask.shape) == (1, 1, 1, 1) and mask.dtype == torch.bool
-    if packed and not marked:
-        raise ValueError(
-            f"{type(module).__name__} makes a mask of its own, {tuple(mask.shape)} {mask.dtype}, which {NAME} does not "
-            "read when packed"
-        )
-    if marked and rows > 1 and not packed:
-        raise ValueError(
-            f"{type(module).__name__} is not told of the packing: its layers drop keyword arguments, and what the mask "
-            "carries is lost under a compiler or reentrant checkpointing; leave these, or attach with attention='sdpa'"
-        )
-
-
-def _watched() -> bool:
-    return not torch.compiler.is_compiling() and checking.get()
-
-
-def unpacked_mask(*args: Any, config: Any = None, allow_is_causal_skip: bool = True, **kwargs: Any) -> Tensor | None:
-    """sdpa's mask for an unpacked call: (B, 1, L, S) bool, or None where plain causality says it all.
-
-    Soft-capped attention is not sdpa's and gets the mask always.
-    """
-    from transformers.masking_utils import sdpa_mask
-
-    watched = _watched()
-    skip = allow_is_causal_skip and not watched and getattr(config, "attn_logit_softcapping", None) is None
-    mask = sdpa_mask(*args, config=config, allow_is_causal_skip=skip, **kwargs)
-    if watched and mask is not None:
-        mask.window = kwargs.get("local_size")
-    return mask
 
 
 def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

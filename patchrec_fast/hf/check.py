@@ -5,25 +5,34 @@ What a model does with positions, masks, token ids and states is its class's bus
 for the next release, remote code or a patched module. So `attach` lets the model itself read two short prompts, first
 each alone as it was, through `input_ids`, then packed, and compares all logits and the loss. It is the user's own
 weights that run, not a small twin of the class: a twin would know nothing of patches, adapters and quantisation. That
-is six calls of a few rows, once for each class, configuration and set of forwards.
+is seven calls of a few rows, once for each class, configuration and set of forwards.
+
+Fresh weights are small and low precision is coarse: what leaks from prompt to prompt may be less than what packing
+rounds otherwise. So the first prompt's tokens are also replaced: the second one's rows then go through the very same
+kernels at the same shapes, and a bit of theirs that changes is told of the first prompt. Where a layer groups rows by
+what they are (experts, a scale of a whole tensor), rounding may change too; then the rows of a plain batch, which
+nothing mixes, show how far (`_mixes`).
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from ..layout.batch import PackedBatch
-from .attention import checking
 from .cache import Rows, TreeCache
+from .masks import checking
 from .modules import inner_of
 
-_LENGTHS = (5, 8)  # rows of the two prompts
+_LENGTHS = (5, 8, 5)  # rows of the two prompts, and of another first one
 _LEARNT = 3  # the last of them are supervised
+_READS_IDS = "it reads input_ids besides their embeddings, which rows that are patches do not have"
+_MIXES = "a prompt's logits depend on the prompt before it: its layers mix them"
 _passed: set[Any] = set()
 
 Call = Callable[..., Any]
@@ -65,9 +74,11 @@ def alone(model: Any, call: Call | None = None) -> tuple[list[Tensor], Tensor]:
         ValueError: the model does not take such a call.
     """
     tried = _Tried(model, call)
-    with quiet(model):
-        prompts = _prompts(model)
+    with quiet(model), _Lookups(model) as lookups:
+        prompts = _prompts(model)[:2]
         logits = [tried.logits("a plain call", input_ids=ids.unsqueeze(0), use_cache=False) for ids in prompts]
+    if any(torch.equal(ids.cpu(), each) for ids in prompts for each in lookups.read if len(ids.unique()) > 1):
+        raise ValueError(_refusal(model, _READS_IDS))
     losses = [
         F.cross_entropy(made[-_LEARNT - 1 : -1], ids[-_LEARNT:].to(made.device), reduction="none")
         for made, ids in zip(logits, prompts, strict=True)
@@ -83,13 +94,15 @@ def compare(model: Any, expected: tuple[list[Tensor], Tensor], made: Any, call: 
     """
     tried, (logits, loss) = _Tried(model, call), expected
     with quiet(model):
-        prompts = _prompts(model)
+        *prompts, other = _prompts(model)
         batch = _packed(prompts)
         inputs = batch.model_inputs()
         labels = {name: inputs.pop(name) for name in ("labels", "supervised_rows")}
         rows = tried.logits("a packed call", **inputs)
         if _off(rows, torch.cat(logits)) > tried.tolerance:
-            raise ValueError(_refusal(model, _reason(tried, model, logits, prompts)))
+            raise ValueError(_refusal(model, _reason(tried, model, rows, other, logits, prompts)))
+        if _mixes(tried, rows, other, prompts):
+            raise ValueError(_refusal(model, _MIXES))
         plain = tried.logits("a plain call", input_ids=prompts[1].unsqueeze(0), use_cache=False)
         if _off(plain, logits[1]) > tried.tolerance:
             raise ValueError(_refusal(model, "with its attention set to another, plain calls come out otherwise too"))
@@ -110,7 +123,7 @@ def check_decoding(model: Any, made: Any) -> None:
     """
     tried = _Tried(model)
     with quiet(model):
-        prompts = _prompts(model)
+        prompts = _prompts(model)[:2]
         expected = [tried.logits("a plain call", input_ids=ids.unsqueeze(0), use_cache=False)[-2:] for ids in prompts]
         batch = _packed([ids[:-2] for ids in prompts])
         lengths = batch.cu_seqlens.diff()
@@ -137,19 +150,41 @@ def check_decoding(model: Any, made: Any) -> None:
     _passed.add(made)
 
 
-def _reason(tried: "_Tried", model: Any, logits: list[Tensor], prompts: list[Tensor]) -> str:
+def _mixes(tried: "_Tried", rows: Tensor, other: Tensor, prompts: list[Tensor]) -> bool:
+    """Whether the second prompt's logits change with the first prompt's tokens, by more than rounding.
+
+    Args:
+        rows: (R, V) logits of `prompts`, packed.
+        other: (5,) a first prompt of the same length.
+    """
+    second = prompts[1]
+    replaced = tried.logits("a packed call", **_inputs([other, second]))
+    change = _off(replaced[-len(second) :], rows[-len(second) :])
+    if change == 0:
+        return False
+    neighbours = torch.cat([other, prompts[0], second])  # whatever is there, at different places
+    found = []
+    for turn in range(3):
+        batch = torch.stack([second, *(neighbours.roll(5 * turn + k)[: len(second)] for k in (0, 1))])
+        found.append(tried.logits("a plain call", input_ids=batch, use_cache=False))
+    rounding = max(_off(each, found[0]) for each in found[1:])
+    floor = 16 * torch.finfo(torch.float32).eps if tried.exact else 0.0  # a few float32 sums in another order
+    return change > max(8 * rounding, floor)
+
+
+def _reason(
+    tried: "_Tried", model: Any, rows: Tensor, other: Tensor, logits: list[Tensor], prompts: list[Tensor]
+) -> str:
     """What differs, by trying parts of it."""
     last = prompts[1].unsqueeze(0)
     embedded = model.get_input_embeddings()(last)
     if _off(tried.logits("a plain call", inputs_embeds=embedded, use_cache=False), logits[1]) > tried.tolerance:
-        return "it reads input_ids besides their embeddings, which rows that are patches do not have"
+        return _READS_IDS
     once = tried.logits("a packed call", **_inputs([prompts[1]]))
     if _off(once, logits[1]) > tried.tolerance:
         return "even one prompt comes out otherwise (its attention, mask or positions are not what it is told)"
-    both = (tried.logits("a packed call", **_inputs([first, prompts[1]])) for first in (prompts[0], prompts[0].flip(0)))
-    one, other = (made[-len(prompts[1]) :] for made in both)
-    if _off(one, other) > tried.tolerance:
-        return "a prompt's logits depend on the prompt before it: its layers mix them"
+    if _mixes(tried, rows, other, prompts):
+        return _MIXES
     return "the second prompt comes out otherwise: it counts positions by itself"
 
 
@@ -165,11 +200,16 @@ class _Tried:
         self._autocast = False
 
     @property
-    def tolerance(self) -> float:
-        """Far above what rounding does to logits, deep models and TF32 included, and below what another prompt does."""
+    def exact(self) -> bool:
+        """Whether it computes in float32, or finer."""
         dtypes, device = {part.dtype for part in self._model.parameters()}, next(self._model.parameters()).device
-        exact = dtypes <= {torch.float32, torch.float64} and not self._autocast
-        return 1e-3 if exact and (device.type == "cpu" or not torch.backends.cuda.matmul.allow_tf32) else 0.1
+        coarse = self._autocast or (device.type != "cpu" and torch.backends.cuda.matmul.allow_tf32)
+        return dtypes <= {torch.float32, torch.float64} and not coarse
+
+    @property
+    def tolerance(self) -> float:
+        """Far above what rounding does to logits, deep models and TF32 included, and below what other positions do."""
+        return 1e-3 if self.exact else 0.1
 
     def _look(self, module: nn.Module, args: Any) -> None:
         """Inside the model's call, which may have an autocast of its own (accelerate's mixed precision)."""
@@ -223,7 +263,9 @@ def _packed(prompts: list[Tensor]) -> PackedBatch:
 
 
 def _prompts(model: Any) -> list[Tensor]:
-    """Token ids that differ and have no meaning of their own (padding, images), on the embedding's device."""
+    """The two prompts and another first one: token ids that differ and have no meaning of their own (padding, images),
+    on the embedding's device.
+    """
     embedding = model.get_input_embeddings()
     size = getattr(embedding, "num_embeddings", None) or model.config.get_text_config().vocab_size
     weight = next(iter(embedding.parameters()))
@@ -238,8 +280,39 @@ def _prompts(model: Any) -> list[Tensor]:
     count = sum(_LENGTHS)
     ids = [usable[(7 + 3 * place) % len(usable)] for place in range(count)]
     device = torch.device("cpu") if weight.is_meta else weight.device
-    bounds = [0, _LENGTHS[0], count]
+    bounds = [0, *accumulate(_LENGTHS)]
     return [torch.tensor(ids[a:b], device=device) for a, b in pairwise(bounds)]
+
+
+class _Lookups(TorchFunctionMode):
+    """What is looked up in tables besides the input embedding: in a fresh model their weights may be zero.
+
+    Attributes:
+        read: the indices, each (n,) on the host.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.read: list[Tensor] = []
+        self._own, self._inside = model.get_input_embeddings(), False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.embedding and not self._inside:
+            self.read.append(args[0].flatten().cpu())
+        return func(*args, **(kwargs or {}))
+
+    def _turn(self, *_: Any) -> None:
+        self._inside = not self._inside
+
+    def __enter__(self) -> "_Lookups":
+        self._hooks = [self._own.register_forward_pre_hook(self._turn), self._own.register_forward_hook(self._turn)]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        for hook in self._hooks:
+            hook.remove()
 
 
 @contextmanager

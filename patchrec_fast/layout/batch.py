@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..ops.plan import Plan
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PackedBatch:
     """Prompts of B users, one after another, without padding.
 
@@ -25,9 +25,10 @@ class PackedBatch:
         ids: (T,) int32 token ids.
         offsets: token_offsets (I + 1,) int32 and item_offsets (R + 1,) int32, as `compress` takes
             them.
-        cu_seqlens: (B + 1,) int32, the rows of user b are `cu_seqlens[b]:cu_seqlens[b + 1]`; without the prefix for the
-            last `headless` users. `prompts` gives whole ones.
-        max_seqlen: the most rows of a user.
+        cu_seqlens: (B + 1,) int32, the rows of user b are `cu_seqlens[b]:cu_seqlens[b + 1]`; a ValueError where there
+            are `headless` users, whose rows there are no whole prompts. `prompts` gives these, `user_offsets` what is
+            in the batch.
+        max_seqlen: the most rows of a user; the same error, and `most_rows`.
         position_ids: (R,) int64, rows counted from 0 for each user; from the length of the prefix for users who were
             packed without it (`Packer.pack`).
         labels: (R,) int64, the row's own token where it is supervised and -100 elsewhere (not
@@ -49,7 +50,21 @@ class PackedBatch:
 
     def __len__(self) -> int:
         """The number of users."""
-        return len(self.cu_seqlens) - 1
+        return len(self.user_offsets) - 1
+
+    def __repr__(self) -> str:
+        shared = f", {self.headless} of them without the prefix" if self.headless else ""
+        return f"PackedBatch({len(self)} users{shared}, {len(self.position_ids)} rows, {len(self.ids)} tokens)"
+
+    @property
+    def user_offsets(self) -> Tensor:
+        """(B + 1,) int32: the batch's rows of user b are `user_offsets[b]:user_offsets[b + 1]`, whole or not."""
+        return cast(Tensor, vars(self)["cu_seqlens"])
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows that a user has in the batch."""
+        return cast(int, vars(self)["max_seqlen"])
 
     def prompts(self, rows: Tensor) -> list[Tensor]:
         """Each user's whole prompt, whichever rows they share in the batch.
@@ -65,7 +80,7 @@ class PackedBatch:
         """
         if len(rows) != len(self.position_ids):
             raise ValueError(f"rows: got {len(rows)}, expected the batch's {len(self.position_ids)}")
-        parts = list(rows.split(self.cu_seqlens.diff().tolist()))
+        parts = list(rows.split(self.user_offsets.diff().tolist()))
         if self.headless:
             if self.headless == len(self):
                 raise ValueError(
@@ -105,10 +120,10 @@ class PackedBatch:
             "ids": self.ids,
             "token_offsets": self.offsets[0],
             "item_offsets": self.offsets[1],
-            "cu_seq_lens_q": self.cu_seqlens,
-            "cu_seq_lens_k": self.cu_seqlens,
-            "max_length_q": self.max_seqlen,
-            "max_length_k": self.max_seqlen,
+            "cu_seq_lens_q": self.user_offsets,
+            "cu_seq_lens_k": self.user_offsets,
+            "max_length_q": self.most_rows,
+            "max_length_k": self.most_rows,
             "use_cache": False,
         }
         max_id = None if self.plan is None else self.plan.max_id
@@ -132,11 +147,11 @@ class PackedBatch:
 
     def _shared_prefix(self) -> dict[str, Any]:
         """The model inputs by which the users without the prefix see the first one's."""
-        device, count = self.cu_seqlens.device, torch.arange(len(self) + 1, device=self.cu_seqlens.device)
+        device, count = self.user_offsets.device, torch.arange(len(self) + 1, device=self.user_offsets.device)
         after = (count - (len(self) - self.headless)).clamp_(min=0) * self.prefix  # (B + 1,) keys added before user b
-        cu_seqlens_k = self.cu_seqlens + after.int()
+        cu_seqlens_k = self.user_offsets + after.int()
         rows, prefix = torch.arange(len(self.position_ids), device=device), torch.arange(self.prefix, device=device)
-        lengths = self.cu_seqlens.diff()
+        lengths = self.user_offsets.diff()
         own = rows + torch.repeat_interleave(after[1:], lengths, output_size=len(rows))  # (R,)
         shared = cu_seqlens_k[-1 - self.headless : -1].unsqueeze(1) + prefix  # (N, P)
         seen = rows.new_empty(len(rows) + shared.numel())  # (S,)
@@ -144,7 +159,7 @@ class PackedBatch:
         seen[shared] = prefix
         return {
             "cu_seq_lens_k": cu_seqlens_k,
-            "max_length_k": self.max_seqlen + self.prefix,
+            "max_length_k": self.most_rows + self.prefix,
             "key_rows": [seen, own, shared],
         }
 
@@ -165,11 +180,36 @@ class PackedBatch:
             self,
             ids=move(self.ids),
             offsets=(move(self.offsets[0]), move(self.offsets[1])),
-            cu_seqlens=move(self.cu_seqlens),
+            cu_seqlens=move(self.user_offsets),
+            max_seqlen=self.most_rows,
             position_ids=move(self.position_ids),
             labels=None if self.labels is None else move(self.labels),
             plan=None if self.plan is None else move(self.plan),
         )
+
+
+class _Whole:
+    """A field of whole prompts: an error where users share rows, which the batch has once."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, batch: PackedBatch, owner: type) -> Any:
+        if batch.headless:
+            raise ValueError(
+                f"{self._name}: {batch.headless} of the batch's {len(batch)} users are without the {batch.prefix} rows "
+                "before the history, so its rows are no whole prompts: batch.prompts(rows) gives these, or pack "
+                "without share_prefix and prefixes"
+            )
+        return vars(batch)[self._name]
+
+    def __set__(self, batch: PackedBatch, value: Any) -> None:
+        vars(batch)[self._name] = value
+
+
+# Of the finished class: before, they would be the fields' defaults.
+PackedBatch.cu_seqlens = _Whole("cu_seqlens")  # type: ignore[assignment]
+PackedBatch.max_seqlen = _Whole("max_seqlen")  # type: ignore[assignment]
 
 
 def supervised_rows(labels: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..hf import configured
 from ..hf.attach import attach, is_attached
-from ..hf.attention import is_ours
+from ..hf.masks import is_ours
 
 Autocast = tuple[str, torch.dtype] | None
 """A type of devices and the dtype that a caller's autocast has for it."""

@@ -27,8 +27,8 @@ _ROWS = 4096  # of such chains read at once, at most, or one chain
 
 def prompt_rows(batch: PackedBatch) -> tuple[Tensor, Tensor]:
     """(B,) each: how many rows the prompts have, and how many of them, the first, are left out of the batch."""
-    whole = batch.position_ids[batch.cu_seqlens[1:].long() - 1] + 1
-    return whole, batch.position_ids[batch.cu_seqlens[:-1].long()]
+    whole = batch.position_ids[batch.user_offsets[1:].long() - 1] + 1
+    return whole, batch.position_ids[batch.user_offsets[:-1].long()]
 
 
 class Prompts:
@@ -60,7 +60,7 @@ class Prompts:
         device = trie.token.device
         self.trie, self.users = trie, len(batch)
         self._model, self._head, self.tree, self.questions = model, head, tree, questions
-        last, (lengths, _) = batch.cu_seqlens[1:].long() - 1, prompt_rows(batch)
+        last, (lengths, _) = batch.user_offsets[1:].long() - 1, prompt_rows(batch)
         self._lengths, last, self.rows = lengths.to(device), last.to(device), int(lengths.sum())
         inputs = {"max_id": int(batch.ids.max()), **batch.to(device).model_inputs()}
         inputs["cu_seq_lens_k"] = F.pad(lengths.cumsum(0), (1, 0)).int().to(device)

@@ -7,6 +7,7 @@ others with it. Right means: loss, gradients and `Recommender.scores` are those 
 """
 
 import argparse
+import inspect
 import os
 import re
 import signal
@@ -49,14 +50,67 @@ _SIZES = {
 }
 _SPECIAL = {"pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "is_decoder": True}
 
+_LATENT = {"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "qk_head_dim": 16, "head_dim": 8, "v_head_dim": 8}
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16}
-_MORE = {
+_CONV = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]}
+_PADDED = {"pad_token_id": 1}
+_MORE: dict[str, dict] = {
+    "AXK1ForCausalLM": {**_LATENT, "num_key_value_heads": 4},
     "BambaForCausalLM": _MAMBA,
-    "GraniteMoeHybridForCausalLM": _MAMBA,
-    "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
+    "DbrxForCausalLM": {
+        "attn_config": {"kv_n_heads": 2},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": WIDTH},
+    },
+    "DeepseekV3ForCausalLM": {**_LATENT, "num_key_value_heads": 4, "first_k_dense_replace": 1},
+    "DeepseekV32ForCausalLM": {**_LATENT, "num_key_value_heads": 4},
     "Dots1ForCausalLM": {"moe_intermediate_size": 16, "n_shared_experts": 1, "n_routed_experts": 4},
     "Dots3NoteForCausalLM": {"num_key_value_heads": 4},
-    "GPTNeoForCausalLM": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
+    "Emu3ForCausalLM": _PADDED,
+    "GPTNeoForCausalLM": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "attention_layers": None},
+    "GraniteMoeHybridForCausalLM": {
+        **_MAMBA,
+        "num_hidden_layers": 2,
+        "layer_types": ["linear_attention", "full_attention"],
+        "shared_intermediate_size": 48,
+    },
+    "JambaForCausalLM": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "KimiLinearForCausalLM": {"num_experts": 4, "num_experts_per_token": 2, "num_key_value_heads": 4, **_LATENT},
+    "Lfm2ForCausalLM": _CONV,
+    "Lfm2MoeForCausalLM": {**_CONV, "num_dense_layers": 1},
+    "Llama4ForCausalLM": {
+        "num_hidden_layers": 2,
+        "layer_types": ["chunked_attention", "full_attention"],
+        "no_rope_layers": [1, 0],
+        "moe_layers": [1],
+        "num_experts_per_tok": 1,
+        "intermediate_size_mlp": 48,
+        **_PADDED,
+    },
+    "LongcatFlashForCausalLM": {
+        **_LATENT,
+        "num_key_value_heads": 4,
+        "zero_expert_num": 2,
+        "expert_ffn_hidden_size": 16,
+    },
+    "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "expand": 2},
+    "ModernBertDecoderForCausalLM": _PADDED,
+    "ProphetNetForCausalLM": _PADDED,
+    "ReformerModelWithLMHead": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 32], "is_decoder": True},
+    "RobertaForCausalLM": _PADDED,
+    "RobertaPreLayerNormForCausalLM": _PADDED,
+    "XLMRobertaForCausalLM": _PADDED,
+    "XLMRobertaXLForCausalLM": _PADDED,
+    "XmodForCausalLM": {**_PADDED, "default_language": "en_XX", "languages": ["en_XX"]},
+    "YoutuForCausalLM": {**_LATENT, "num_key_value_heads": 4},
+    "ZambaForCausalLM": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+        "layer_types": None,
+        "attention_hidden_size": 2 * WIDTH,
+        "attention_head_dim": 16,
+        "num_key_value_heads": 4,
+    },
+    "ZayaForCausalLM": {"num_experts_per_tok": 1, "router_hidden_size": 8},
 }
 
 
@@ -201,16 +255,26 @@ def build(name: str, **options):
     torch.manual_seed(0)
     for padding in (None, vocabulary + 1):
         try:
-            config = kind.config_class(
-                **{**tiny(kind.config_class, vocabulary, padding), **_MORE.get(name, {}), **options}
-            )
-            model = randomise(kind(config))
+            config_class = _configuration(kind)
+            made = {**tiny(config_class, vocabulary, padding), **_MORE.get(name, {}), **options}
+            model = randomise(kind(config_class(**made)))
             model(input_ids=torch.tensor([[3, 4, 5]]), use_cache=False)
             return model
         except Exception:
             if padding is not None:
                 raise
     raise AssertionError
+
+
+def _configuration(kind: type) -> type:
+    """What the class's own constructor is annotated with, where that is a configuration: the text's, for one."""
+    import transformers
+
+    annotated = inspect.signature(kind.__init__).parameters.get("config")
+    found = getattr(annotated, "annotation", None)
+    if isinstance(found, str):
+        found = getattr(transformers, found, None) or getattr(sys.modules[kind.__module__], found, None)
+    return found if isinstance(found, type) and hasattr(found, "model_type") and found.model_type else kind.config_class
 
 
 def _line(name: str) -> str:
@@ -257,8 +321,8 @@ def table(lines: dict[str, tuple[str, str]]) -> str:
 
 def _short(says: str) -> str:
     says = re.sub(r"^model: \w+ (does not read packed prompts as each alone: )?", "", says)
-    says = re.sub(r"[|<>{}`*_\[\]\\]", " ", says)
-    return says if len(says) <= 160 else says[:157] + "..."
+    says = says if len(says) <= 160 else says[:157] + "..."
+    return re.sub(r"([\\|<>{}`*_\[\]])", r"\\\1", says)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -111,7 +111,7 @@ def test_the_batch_has_the_prefix_once(sample, pair, policy, users):
     ]
     assert torch.equal(shared.position_ids, whole.position_ids[kept])
     assert torch.equal(shared.labels, whole.labels[kept])
-    assert shared.cu_seqlens.diff()[0] == whole.cu_seqlens.diff()[0]
+    assert shared.user_offsets.diff()[0] == whole.cu_seqlens.diff()[0]
     inputs = shared.model_inputs()
     if users == 1:
         assert "key_rows" not in inputs

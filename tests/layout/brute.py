@@ -95,7 +95,7 @@ def rows_of(batch) -> list[list[Row]]:
     """A PackedBatch read back, user by user, through its offsets alone."""
     ids = batch.ids.tolist()
     token_at, item_at = (level.tolist() for level in batch.offsets)
-    users = batch.cu_seqlens.tolist()
+    users = batch.user_offsets.tolist()
     assert token_at[0] == item_at[0] == users[0] == 0
     assert token_at[-1] == len(ids)
     assert item_at[-1] == len(token_at) - 1

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """PackedBatch on its way: out of workers, into pinned memory, onto a device."""
 
+import copy
+import dataclasses
 import pickle
 from types import SimpleNamespace
 
@@ -165,3 +167,41 @@ def test_whole_prompts_of_a_batch_that_shares_rows(sample, seed):
     none = Packer(sample.catalogue, sample.prompt, Text()).pack(histories, prefixes=0)
     with pytest.raises(ValueError, match=r"all 3 users .* without the"):
         none.prompts(none.ids)
+
+
+@pytest.mark.parametrize("given", [{"share_prefix": True}, {"prefixes": 0}, {"prefixes": 2}])
+@pytest.mark.parametrize("carried", ["as it is", "to", "pin_memory", "pickle", "copy", "replace"])
+def test_rows_that_users_share_are_not_split_as_if_whole(sample, given, carried, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    packer = Packer(sample.catalogue, sample.prompt, Text(), share_prefix=given.get("share_prefix", False))
+    batch = packer.pack([[1, 2], [3], [4, 5]], [6, 7, 8], prefixes=given.get("prefixes"))
+    batch = {
+        "as it is": lambda: batch,
+        "to": lambda: batch.to("cpu"),
+        "pin_memory": batch.pin_memory,
+        "pickle": lambda: pickle.loads(pickle.dumps(batch)),
+        "copy": lambda: copy.deepcopy(batch),
+        "replace": lambda: dataclasses.replace(
+            batch, cu_seqlens=batch.user_offsets, max_seqlen=batch.most_rows, labels=None
+        ),
+    }[carried]()
+    for name in ("cu_seqlens", "max_seqlen"):
+        with pytest.raises(
+            ValueError, match=rf"{name}: {batch.headless} of the batch's 3 users .* batch\.prompts\(rows\)"
+        ):
+            getattr(batch, name)
+    assert len(batch) == 3
+    assert f"3 users, {batch.headless} of them without the prefix" in repr(batch)
+    lengths = batch.user_offsets.diff()
+    assert batch.most_rows == int(lengths.max())
+    assert int(lengths.sum()) == len(batch.position_ids)
+
+
+def test_the_fields_of_whole_prompts(sample):
+    batch = Packer(sample.catalogue, sample.prompt, Text(), share_prefix=True).pack([[1, 2]])  # nobody to share with
+    assert batch.max_seqlen == batch.most_rows == int(batch.cu_seqlens[1])
+    assert batch.cu_seqlens is batch.user_offsets
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        batch.cu_seqlens = batch.user_offsets
+    with pytest.raises(TypeError, match="max_seqlen"):
+        PackedBatch(batch.ids, batch.offsets, batch.cu_seqlens, position_ids=batch.position_ids)

@@ -397,8 +397,8 @@ def test_prefixes_left_out(sample, prefixes, targets):
     assert [row for user in brute.rows_of(part) for row in user] == [rows[at] for at in kept]
     assert part.position_ids.tolist() == whole.position_ids[kept].tolist()
     lengths = whole.cu_seqlens.diff() - torch.tensor([length * (user >= prefixes) for user in range(4)])
-    assert part.cu_seqlens.diff().tolist() == lengths.tolist()
-    assert part.max_seqlen == max(lengths)
+    assert part.user_offsets.diff().tolist() == lengths.tolist()
+    assert part.most_rows == max(lengths)
     assert len(part.plan.row_offsets) == len(kept) + 1
     if targets:
         assert part.labels.tolist() == whole.labels[kept].tolist()

@@ -2,9 +2,12 @@
 """Prompt: the cut template against tokenising the whole conversation at once."""
 
 import copy
+import json
 import pickle
 
+import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from patchrec_fast.layout import Catalogue, Prompt
 
@@ -176,25 +179,31 @@ def test_bad_templates_leave_the_tokenizer_alone(template, message):
     assert len(tokenizer) == before
 
 
-@pytest.mark.parametrize("hole", [1, 3, 50])
-def test_ids_with_holes(small, hole):
-    """Marks get ids of their own, and the embeddings reach the largest; or it is an error."""
-    import json
-
-    from tokenizers import Tokenizer
-
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("taken", [False, True])
+def test_ids_with_holes(small, seed, taken):
+    """tokenizers gives a new token the number of tokens as its id: an error where another has it, and only there."""
+    rng = np.random.default_rng(seed)
     state = json.loads(small.backend_tokenizer.to_str())
-    vocabulary = state["model"]["vocab"]
-    first = len(vocabulary) // 2
-    state["model"]["vocab"] = {token: place + hole * (place > first) for token, place in vocabulary.items()}
+    vocabulary = small.get_vocab()  # added tokens too: those of no model get ids at loading
+    count = len(vocabulary)
+    own = np.arange(count, count + 3)
+    free = np.setdiff1d(np.arange(count + 3 + int(rng.integers(1, 2 * count))), own)
+    places = np.append(rng.choice(free[:-1], size=count - 1, replace=False), free[-1])
+    if taken:
+        places[count // 2] = rng.choice(own)
+    state["model"]["vocab"] = {token: int(places[place]) for token, place in vocabulary.items()}
     for added in state["added_tokens"]:
-        added["id"] = state["model"]["vocab"].get(added["content"], added["id"])
+        added["id"] = state["model"]["vocab"][added["content"]]
     small._tokenizer = Tokenizer.from_str(json.dumps(state))
-    marks = ["<|start_seq_id|>", "<|end_seq_id|>", "<|item_sep_id|>"]
-    small.add_tokens(marks, special_tokens=True)
-    ids = small.get_vocab()
-    if {ids[mark] for mark in marks} & {place for token, place in ids.items() if token not in marks}:
+    before = small.get_vocab()
+    assert len(before) == count
+    if taken:
         with pytest.raises(ValueError, match="its ids have holes"):
             Prompt(small, instruction=INSTRUCTION)
-    else:
-        assert Prompt(small, instruction=INSTRUCTION).num_embeddings == max(ids.values()) + 1
+        return
+    prompt = Prompt(small, instruction=INSTRUCTION)
+    ids = [int(prompt.prefix[-1]), int(prompt.suffix[0]), prompt.separator]
+    assert len(set(ids)) == 3
+    assert not set(ids) & set(before.values())
+    assert prompt.num_embeddings == max(*ids, *before.values()) + 1
