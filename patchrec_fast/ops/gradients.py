@@ -5,6 +5,7 @@
 tangent; and a batch of tables is one table with their columns side by side.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ Csr = tuple[Tensor, Tensor, Tensor | None]  # ids (T,), token_offsets (I+1,), it
 # Single-level: the dispatcher calls this once a torch.func transform, which the public Function would do by itself.
 class Linear(_SingleLevelFunction):
     """The map of x (V, d) to (R, d), or transposed of x (R, d) to (V, d)."""
+
+    apply: Callable[..., Any]  # of C, which has no types
 
     @staticmethod
     def forward(
@@ -50,7 +53,7 @@ class Linear(_SingleLevelFunction):
             return _below(torch.ops.patchrec_fast, x, csr, plan, impl, num_embeddings, transposed)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         ids, token_offsets, item_offsets, *plan = ctx.saved_tensors
         csr = (ids, token_offsets, item_offsets)
         if ctx.grad_mode == "dense":
