@@ -93,7 +93,8 @@ class PromptCache:
     ) -> Tensor:  # (1, n, Hq, Dv)
         """Appends the rows' keys and values to a layer, and gives the rows' attention."""
         width = value.shape[-1]
-        out = self._attend(layer, *of_one_width(query, key, value), scale, window, softcap)
+        query, key, value = of_one_width(query, key, value)
+        out = self._attend(layer, query, key, value, scale, window, softcap)
         return out if out.shape[-1] == width else out[..., :width]
 
     def _attend(
@@ -205,9 +206,19 @@ class TreeCache(PromptCache):
             for start, piece in zip(range(0, chain.rows, _PIECE), q.split(_PIECE), strict=True):
                 seen, count = len(k) - chain.rows + start + len(piece), len(piece)
                 bounds = torch.tensor([[0, count], [0, seen]], dtype=torch.int32).to(q.device)
-                options = {"scale": scale, "window": window, "softcap": softcap}
-                options |= {"cu_seqlens_k": bounds[1], "max_seqlen_k": seen}
-                out.append(packed_attention(piece, k[:seen], v[:seen], bounds[0], count, **options))
+                part = packed_attention(
+                    piece,
+                    k[:seen],
+                    v[:seen],
+                    bounds[0],
+                    count,
+                    scale=scale,
+                    window=window,
+                    softcap=softcap,
+                    cu_seqlens_k=bounds[1],
+                    max_seqlen_k=seen,
+                )
+                out.append(part)
             first += chain.rows
         return torch.cat(out).unsqueeze(0)
 
@@ -300,7 +311,10 @@ def _path_part(
     most = max(1, _GATHERED // max(1, path.shape[1] * keys[0].numel()))
     if len(path) > most:
         each = zip(query.split(most), rows.user.split(most), rows.depth.split(most), path.split(most), strict=True)
-        parts = [_path_part(q, keys, values, Rows(*some, rows.counts), scale, window, softcap) for q, *some in each]
+        parts = [
+            _path_part(q, keys, values, Rows(user, depth, some, rows.counts), scale, window, softcap)
+            for q, user, depth, some in each
+        ]
         means, lses = zip(*parts, strict=True)
         return torch.cat(means), torch.cat(lses)
     at = path.clamp(min=0)
