@@ -2,7 +2,6 @@
 """What changes a fingerprint, what does not, and weights that cannot be read as bytes."""
 
 import copy
-import dataclasses
 import json
 
 import numpy as np
