@@ -13,7 +13,7 @@ after `begin` appends and attends. transformers' own cache is not used.
 """
 
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -206,9 +206,19 @@ class TreeCache(PromptCache):
             for start, piece in zip(range(0, chain.rows, _PIECE), q.split(_PIECE), strict=True):
                 seen, count = len(k) - chain.rows + start + len(piece), len(piece)
                 bounds = torch.tensor([[0, count], [0, seen]], dtype=torch.int32).to(q.device)
-                options: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap}
-                options |= {"cu_seqlens_k": bounds[1], "max_seqlen_k": seen}
-                out.append(packed_attention(piece, k[:seen], v[:seen], bounds[0], count, **options))
+                part = packed_attention(
+                    piece,
+                    k[:seen],
+                    v[:seen],
+                    bounds[0],
+                    count,
+                    scale=scale,
+                    window=window,
+                    softcap=softcap,
+                    cu_seqlens_k=bounds[1],
+                    max_seqlen_k=seen,
+                )
+                out.append(part)
             first += chain.rows
         return torch.cat(out).unsqueeze(0)
 
@@ -301,8 +311,10 @@ def _path_part(
     most = max(1, _GATHERED // max(1, path.shape[1] * keys[0].numel()))
     if len(path) > most:
         each = zip(query.split(most), rows.user.split(most), rows.depth.split(most), path.split(most), strict=True)
-        some = [(q, Rows(user, depth, above, rows.counts)) for q, user, depth, above in each]
-        parts = [_path_part(q, keys, values, few, scale, window, softcap) for q, few in some]
+        parts = [
+            _path_part(q, keys, values, Rows(user, depth, some, rows.counts), scale, window, softcap)
+            for q, user, depth, some in each
+        ]
         means, lses = zip(*parts, strict=True)
         return torch.cat(means), torch.cat(lses)
     at = path.clamp(min=0)

@@ -265,7 +265,7 @@ def test_ids_of_any_type_that_holds_them(tmp_path, items):
         (pa.array([b"\xff"] * 5), "column 'item', binary: Invalid UTF8"),
         (pa.nulls(5), "row 1 has no 'item'"),
     ],
-    ids=repr,
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
 )
 def test_ids_that_are_none(tmp_path, items, said):
     with pytest.raises(ValueError, match=rf"table\.parquet: {said}"):

@@ -162,7 +162,7 @@ def test_every_field_of_a_dataset_counts(sample):
         "splits": splits,
     }.items():
         changed = copy.copy(sample)
-        object.__setattr__(changed, name, value)  # most of them are no data set, which its constructor would say
+        object.__setattr__(changed, name, value)  # one field alone, which need not make a data set
         other = fingerprint.of_dataset(changed)
         assert fingerprint.differences({"data": before}, {"data": other}) == [f"the data: {name}"]
 

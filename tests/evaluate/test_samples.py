@@ -13,8 +13,8 @@ from patchrec_fast.evaluate.samples import checked, identity, users_of
 def true_users(dataset, split):
     """The same split of a dataset whose items are their users' numbers."""
     owner = np.repeat(np.arange(len(dataset), dtype=np.int32), np.diff(dataset.offsets))
-    owned = replace(dataset, items=owner, titles=dict.fromkeys(range(len(dataset)), "a title"))
-    return np.unique(owned.split(split).targets, return_inverse=True)[1]
+    named = replace(dataset, items=owner, titles=dict.fromkeys(range(len(dataset)), "a user"))
+    return np.unique(named.split(split).targets, return_inverse=True)[1]
 
 
 @pytest.mark.parametrize("max_items", [1, 2, 50, None])
