@@ -58,7 +58,7 @@ _MORE: dict[str, dict] = {
     "AXK1ForCausalLM": {**_LATENT, "num_key_value_heads": 4},
     "BambaForCausalLM": _MAMBA,
     "DbrxForCausalLM": {
-        "attn_config": {"kv_n_heads": 2},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": WIDTH},
     },
     "DeepseekV3ForCausalLM": {**_LATENT, "num_key_value_heads": 4, "first_k_dense_replace": 1},
@@ -66,7 +66,7 @@ _MORE: dict[str, dict] = {
     "Dots1ForCausalLM": {"moe_intermediate_size": 16, "n_shared_experts": 1, "n_routed_experts": 4},
     "Dots3NoteForCausalLM": {"num_key_value_heads": 4},
     "Emu3ForCausalLM": _PADDED,
-    "GPTNeoForCausalLM": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "attention_layers": None},
+    "GPTNeoForCausalLM": {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]},
     "GraniteMoeHybridForCausalLM": {
         **_MAMBA,
         "num_hidden_layers": 2,

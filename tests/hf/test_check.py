@@ -2,12 +2,15 @@
 """What a model is, it shows: some classes of each kind, and what is refused is left as it was."""
 
 import copy
+import importlib
 import pickle
 import warnings
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import patchrec_fast as pf
 from patchrec_fast.hf import attach, check, positions
@@ -82,6 +85,89 @@ def test_a_layer_that_mixes_prompts(make_model, attention):
 
 
 @pytest.mark.usefixtures("unpassed")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("amount", [2**-4, 2**-9])
+def test_little_that_is_mixed(make_model, dtype, amount):
+    """Less than low precision rounds: replacing the first prompt changes nothing else."""
+    model = make_model("llama").to(dtype)
+    mlp = model.model.layers[1].mlp
+    mlp.forward = lambda x: type(mlp).forward(mlp, x) + amount * F.pad(x, (0, 0, 1, 0))[:, :-1]
+    with pytest.raises(ValueError, match="depend on the prompt before it"):
+        attach(model)
+
+
+@pytest.mark.usefixtures("unpassed")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["JambaForCausalLM", "RecurrentGemmaForCausalLM", "Lfm2ForCausalLM"])
+def test_fresh_weights_that_mix(name, dtype, monkeypatch):
+    """As transformers initialises them, and without their names of layers, by which they are refused before."""
+    monkeypatch.setattr(sweep, "randomise", lambda model: model.eval())
+    model = sweep.build(name).to(dtype)
+    monkeypatch.setattr(importlib.import_module("patchrec_fast.hf.attach"), "_LAYERS", _All())
+    with pytest.raises(ValueError, match="depend on the prompt before it"):
+        attach(model)
+
+
+class _All(set):
+    def __rsub__(self, others):
+        return set()
+
+
+@pytest.mark.usefixtures("unpassed")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_round_otherwise_in_other_groups(dtype):
+    """A prompt's logits may change with another's tokens there, by rounding."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = sweep.build("Qwen3MoeForCausalLM", num_experts=3 + seed).to(dtype)
+        attach(model)
+
+
+@pytest.mark.usefixtures("unpassed")
+def test_a_second_table_of_ids_whose_weights_are_zero(make_model):
+    model = make_model("llama")
+    decoder, table = model.model, torch.nn.Embedding(model.config.vocab_size, model.config.hidden_size)
+    torch.nn.init.zeros_(table.weight)
+
+    def add(module, args, kwargs):
+        if kwargs.get("input_ids") is None:
+            return None
+        ids = kwargs.pop("input_ids")
+        return args, {**kwargs, "inputs_embeds": module.embed_tokens(ids) + table(ids)}
+
+    decoder.register_forward_pre_hook(add, with_kwargs=True)
+    with pytest.raises(ValueError, match="reads input_ids besides their embeddings"):
+        attach(model)
+
+
+@pytest.mark.usefixtures("unpassed")
+@pytest.mark.parametrize("accepted", [True, False])
+def test_the_check_leaves_no_trace(make_model, accepted):
+    model = make_model("llama").train()
+    model.model.layers[1].eval()
+    for part in model.parameters():
+        part.grad = torch.ones_like(part)
+    if not accepted:
+        mlp = model.model.layers[0].mlp
+        mlp.forward = lambda x: type(mlp).forward(mlp, x + 0.3 * x.cumsum(1))
+    flags, generator = [part.training for part in model.modules()], torch.get_rng_state()
+    attention, hooks = model.config._attn_implementation, [len(part._forward_pre_hooks) for part in model.modules()]
+    stance = torch._dynamo.eval_frame._stance.stance
+    with nullcontext() if accepted else pytest.raises(ValueError, match="depend on the prompt before it"):
+        attach(model).detach()
+    assert [part.training for part in model.modules()] == flags
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(part.grad, torch.ones_like(part)) for part in model.parameters())
+    assert all(part.requires_grad for part in model.parameters())
+    assert model.config._attn_implementation == attention
+    assert [len(part._forward_pre_hooks) for part in model.modules()] == hooks
+    assert not any(part._forward_hooks for part in model.modules())
+    assert torch.is_grad_enabled()
+    assert torch._dynamo.eval_frame._stance.stance == stance
+    assert not check.checking.get()
+
+
+@pytest.mark.usefixtures("unpassed")
 def test_a_window_that_only_the_mask_has(make_model):
     """It is longer than the prompts of the check."""
     model = make_model("qwen2", sliding_window=100)
@@ -108,7 +194,10 @@ def test_a_model_whose_weights_come_later(make_model, pack):
         model = make_model("llama")
     attach(model)
     model.to_empty(device="cpu")
-    sweep.randomise(model)
+    real = sweep.randomise(make_model("llama"))
+    model.load_state_dict(real.state_dict())
+    for name, buffer in real.named_buffers():  # in no state-dict
+        model.get_buffer(name).copy_(buffer)
     mlp = model.model.layers[0].mlp
     mlp.forward = lambda x: type(mlp).forward(mlp, x + 0.3 * x.cumsum(1))
     with pytest.raises(ValueError, match="depend on the prompt before it"):

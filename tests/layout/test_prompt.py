@@ -185,16 +185,22 @@ def test_ids_with_holes(small, seed, taken):
     """tokenizers gives a new token the number of tokens as its id: an error where another has it, and only there."""
     rng = np.random.default_rng(seed)
     state = json.loads(small.backend_tokenizer.to_str())
-    vocabulary = small.get_vocab()  # added tokens too: those of no model get ids at loading
+    marks = {"<|start_seq_id|>", "<|end_seq_id|>", "<|item_sep_id|>"}
+    state["added_tokens"] = [each for each in state["added_tokens"] if each["content"] not in marks]
+    whole = sorted(small.get_vocab().items(), key=lambda each: each[1])
+    tokens = [token for token, _ in whole if token not in marks]  # added ones too: others get ids at loading
+    added = {each["content"] for each in state["added_tokens"]}
+    tokens.sort(key=lambda token: token not in added)  # low: new ids follow the largest of theirs
+    vocabulary = {token: place for place, token in enumerate(tokens)}
     count = len(vocabulary)
     own = np.arange(count, count + 3)
     free = np.setdiff1d(np.arange(count + 3 + int(rng.integers(1, 2 * count))), own)
-    places = np.append(rng.choice(free[:-1], size=count - 1, replace=False), free[-1])
+    places = np.append(np.sort(rng.choice(free[:-1], size=count - 1, replace=False)), free[-1])
     if taken:
         places[count // 2] = rng.choice(own)
     state["model"]["vocab"] = {token: int(places[place]) for token, place in vocabulary.items()}
-    for added in state["added_tokens"]:
-        added["id"] = state["model"]["vocab"][added["content"]]
+    for each in state["added_tokens"]:
+        each["id"] = state["model"]["vocab"][each["content"]]
     small._tokenizer = Tokenizer.from_str(json.dumps(state))
     before = small.get_vocab()
     assert len(before) == count
