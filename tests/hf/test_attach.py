@@ -138,6 +138,11 @@ class Calls(list):
     def __init__(self):
         self.plans = []
 
+    def forget(self):
+        """Those of the prompts that attach has tried."""
+        self.clear()
+        self.plans.clear()
+
 
 @pytest.fixture
 def spied(monkeypatch):
@@ -161,6 +166,7 @@ def test_a_plain_table_is_read_inside_the_embeddings_own_call(make_model, pack, 
     """Where FSDP2 and ZeRO-3 have gathered it: between the embedding's hooks."""
     model, batch, events = make_model("llama"), pack(POLICIES["items"]), []
     attach(model)
+    spied.forget()
     embedding = model.get_input_embeddings()
     embedding.register_forward_pre_hook(lambda *_: events.append(len(spied)))
     model(batch)
@@ -172,6 +178,7 @@ def test_hooks_that_mark_the_output_keep_the_fused_path(make_model, pack, spied)
     """transformers' own, for checkpointing over frozen weights: it sees (1, R, d), no view (FSDP2 warns of one)."""
     model, batch, outputs = make_model("llama").requires_grad_(False), pack(POLICIES["items"]), []
     attach(model)
+    spied.forget()
     model.enable_input_require_grads()
     model.model.layers[0].register_forward_pre_hook(lambda module, args: outputs.append(args[0]))
     model(batch)
@@ -188,6 +195,7 @@ def test_the_plan_reaches_compress(make_model, pack, sample, spied):
     model = make_model("llama")
     exact = alone(model, batch)
     attach(model)
+    spied.forget()
     assert_same_step(packed(model, batch), exact, batch)
     (plan,) = spied.plans
     assert all(torch.equal(a, b) for a, b in zip(plan.tensors(), batch.plan.tensors(), strict=True))
@@ -231,6 +239,7 @@ def test_an_embedding_that_is_no_plain_table_is_called(make_model, pack, spied, 
     model, batch = wrap(make_model(family)), pack(POLICIES["sessions"])
     exact = alone(model, batch)
     attach(model)
+    spied.forget()
     assert_same_step(packed(model, batch), exact, batch)
     assert spied == [model.get_input_embeddings()]
 
