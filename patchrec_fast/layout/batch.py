@@ -58,7 +58,7 @@ class PackedBatch:
 
     @property
     def user_offsets(self) -> Tensor:
-        """(B + 1,) int32: the batch's rows of user b are `user_offsets[b]:user_offsets[b + 1]`, whole or not."""
+        """(B + 1,) int32, where each user's rows begin in the batch, whole prompts or not."""
         return cast(Tensor, vars(self)["cu_seqlens"])
 
     @property

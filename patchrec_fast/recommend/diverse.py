@@ -58,7 +58,8 @@ def diverse(reader: Reader, k: int, penalty: float = 0.8, length_penalty: float 
             above = row[user, group] - 1
             row[user, group], ahead[user, group] = _read(reader, user, node[user, group], above)
     late = path.late(reader)
-    final, log_prob = (score - late) / lengths.float() ** length_penalty, log_prob - late  # -inf where no title was left
+    final = (score - late) / lengths.float() ** length_penalty  # -inf where no title was left
+    log_prob = log_prob - late
     order = final.sort(dim=1, descending=True, stable=True)[1]
     return Found(leaf.gather(1, order), final.gather(1, order), log_prob.gather(1, order))
 

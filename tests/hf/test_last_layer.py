@@ -99,6 +99,7 @@ def test_recommending(make_model, sample, spy, monkeypatch):
     histories = [sample.dataset.items[:9].tolist(), sample.dataset.items[9:14].tolist()]
     model = make_model("llama")
     rec = pf.Recommender(model, pf.Packer(sample.catalogue, sample.prompt, pf.ItemPatches(keep=2)))
+    attach(model)  # which tries the model, before anybody looks
     seen = spy(model)
     made = rec.recommend(histories, k=5)
     assert seen[0] > seen[1] == len(histories)

@@ -86,6 +86,7 @@ def test_batches_of_other_lengths(monkeypatch, make_model, sample, histories, or
 
 
 def test_more_answers_than_titles(monkeypatch, recommender, histories):
+    monkeypatch.setattr("patchrec_fast.recommend.run._SMALL", 10**6)  # room for as many beams as there are titles
     grown, fixed = both(monkeypatch, recommender, histories[:2], k=400)
     assert_same(grown, fixed)
     assert (fixed.items[:, -1] == -1).all()

@@ -71,6 +71,7 @@ def test_a_forward_that_accelerate_left_in_autocast(calm, packer, histories):
     table = pf.Recommender(calm(), packer).scores(histories)
     model = calm()
     pf.attach(model)
+    accelerate.state.AcceleratorState._reset_state(True)  # of another test
     accelerate.Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
     accelerate.state.AcceleratorState._reset_state(True)
     model.train()

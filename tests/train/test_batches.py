@@ -236,9 +236,10 @@ def test_errors_name_the_argument(sample, arguments, error, message):
 
 def test_a_bad_sample_is_found_before_training(sample):
     (flat, offsets), targets = sample.train
-    for wrong in (Samples((flat, offsets), np.full_like(targets, -7)), Samples((flat - 10**6, offsets), targets)):
-        with pytest.raises(ValueError, match="is not in the catalogue"):
-            MicroBatches(wrong, sample.packer, stage("text"), sequences=2)
+    for by, message in ((10**6, "is not in the catalogue"), (-(10**6), "expected no negative number")):
+        for wrong in (Samples((flat, offsets), targets + by), Samples((flat + by, offsets), targets)):
+            with pytest.raises(ValueError, match=message):
+                MicroBatches(wrong, sample.packer, stage("text"), sequences=2)
 
 
 def test_samples_are_checked(sample):
