@@ -9,6 +9,7 @@ import torch
 
 import patchrec_fast as pf
 from patchrec_fast import data
+from tests.train.runs import RECIPE
 
 transformers = pytest.importorskip("transformers")
 
@@ -66,3 +67,26 @@ def sample():
 def tiny(sample):
     """tiny(**options): a fresh attached model, always with the same weights."""
     return lambda **options: make_tiny(sample.prompt, **options)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A dataset folder, and a folder of its tokenizer."""
+    folder = tmp_path_factory.mktemp("small")
+    dataset = data.generate(users=30, items=100)
+    data.save(dataset, folder / "data")
+    data.sample_tokenizer(dataset.titles.values()).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture
+def run(small, tmp_path):
+    from patchrec_fast.train.run import train  # imports accelerate
+
+    def start(name, stage="pft-s", recipe=RECIPE, model="tiny", resume=False, **changes):
+        tokenizer = small / "tokenizer" if model == "tiny" else None
+        recipe = recipe.override(changes)
+        out = tmp_path / name
+        return train(recipe, stage, model=model, data=small / "data", out=out, tokenizer=tokenizer, resume=resume)
+
+    return start
