@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`train`, `evaluate --out` and `report` killed at a file event, then run again as if nothing had happened.
 
-CI takes a few events, others each day. `PATCHREC_FAST_TEST_KILLS=all` takes them all.
+CI takes a few events, `PATCHREC_FAST_TEST_SEED` others; `PATCHREC_FAST_TEST_KILLS=all` takes them all.
 """
 
 import json
 import os
 import random
-import time
 
 import pytest
 import torch
@@ -24,11 +23,11 @@ NEVER = 10**6
 
 
 def events(kills):
-    """Numbers of events from 1 on: all, or about `kills` of the first 200, by the day."""
+    """Numbers of events from 1 on: all, or about `kills` of the first 200."""
     if os.environ.get("PATCHREC_FAST_TEST_KILLS") == "all":
         return range(1, NEVER)
     step = 200 // kills
-    return range(random.Random(int(time.time()) // 86400).randint(1, step), NEVER, step)
+    return range(random.Random(int(os.environ.get("PATCHREC_FAST_TEST_SEED", "0"))).randint(1, step), NEVER, step)
 
 
 def files(folder):
