@@ -84,8 +84,10 @@ def compress(
             f"grad_mode={grad_mode!r} is for eager mode; use grad_mode='dense' under compilers, tracing modes, "
             "torch.func and forward-mode AD"
         )
-    if seen or not (torch.is_grad_enabled() and table.requires_grad):
+    if seen:
         return gradients.apply(table, csr, schedule, impl, table.shape[0], transposed=False)
+    if not (torch.is_grad_enabled() and table.requires_grad):
+        return _ops.compress(table, *csr, schedule, impl)
     if grad_mode == "accumulate" and not table.is_leaf:
         raise ValueError("grad_mode='accumulate' writes weight.grad, so weight must be a leaf tensor")
     if not schedule and _backends.choose(impl, table.device.type, table.dtype) == "triton":

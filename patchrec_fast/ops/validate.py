@@ -69,8 +69,11 @@ def in_memory(name: str, x: Tensor) -> Tensor:
     """
     if x._is_zerotensor():
         return x.clone()
-    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    needed = (x.storage_offset() + last + 1) * x.element_size()
+    if x.is_contiguous():  # as nearly all are: no loop
+        span = x.numel()
+    else:
+        span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    needed = (x.storage_offset() + span) * x.element_size()
     try:
         held = x.untyped_storage().nbytes()
     except NotImplementedError as error:
@@ -85,7 +88,7 @@ def in_memory(name: str, x: Tensor) -> Tensor:
             f"{name} has a storage of {held} bytes, expected at least the {needed} of shape {tuple(x.shape)} and "
             f"strides {x.stride()}; was it freed (storage.resize_(0), a sharded parameter outside its module)?"
         )
-    return x.resolve_neg()
+    return x.resolve_neg() if x.is_neg() else x
 
 
 def overlaps_itself(x: Tensor) -> bool:
