@@ -95,7 +95,7 @@ def measure(
 ) -> list[Row]:
     """A row for each contestant that fits the memory; `ours_faster` is against the graph on a GPU."""
     rec = Recommender(model, Packer(source.catalogue, source.prompt, setting.policy, setting.max_items))
-    with rec.unchanged():
+    with rec.engine():
         calls = contestants(rec, histories, options.device, options.peers == "all" and setting != SETTINGS[-1])
         peaks = {name: peak_gigabytes(call, options.device) for name, call in calls.items()}
         calls = {name: call for name, call in calls.items() if peaks[name] is not None}

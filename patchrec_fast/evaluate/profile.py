@@ -106,7 +106,7 @@ class Profiler:
         """
         for setting in settings:
             rec = self._recommender(setting)
-            with rec.unchanged():
+            with rec.engine():
                 measured(rec, histories[:batch_size], batch_size=batch_size, **self._options)
                 yield self._profile(rec, setting, histories, batch_size)
 
@@ -126,7 +126,7 @@ class Profiler:
             raise ValueError(f"lengths: expected 1 to {len(history)}, the items of the longest history, got {lengths}")
         for setting in settings:
             rec = self._recommender(setting)
-            with rec.unchanged():
+            with rec.engine():
                 measured(rec, [history[-max(lengths) :]], batch_size=1, **self._options)
                 for length in lengths:
                     yield self._profile(rec, setting, [history[-length:]] * repeats, 1)
@@ -144,7 +144,7 @@ class Profiler:
         recs = [self._recommender(setting) for setting in settings]
         with ExitStack() as stack:
             for rec in recs:
-                stack.enter_context(rec.unchanged())
+                stack.enter_context(rec.engine())
                 rec.recommend([history], **self._options)
             profiler = stack.enter_context(profile())
             for setting, rec in zip(settings, recs, strict=True):

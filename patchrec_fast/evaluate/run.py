@@ -95,7 +95,7 @@ def evaluate(
     decode = _Decode(rec, max(ks), method, options)
     read = {}
     with ExitStack() as stack:
-        stack.enter_context(rec.unchanged())
+        stack.enter_context(rec.engine())
         journal = None
         if out is not None:
             header = decode.header((flat, offsets, targets))

@@ -5,7 +5,8 @@ A row of a tree sees its own user's prompt, the rows on its path from the root, 
 once and shared: its keys are neither repeated for the branches nor reordered when branches die. So the attention of a
 row is two parts, prompt and path, each with its log-sum-exp, and the parts are merged by those (as in
 FlashAttention's split over keys; Hydragen, arXiv 2402.05099, and Cascade inference do it with a shared prefix).
-The rows that all prompts begin with, the trunk, are computed once too: with the first prompt.
+Rows that a prompt begins with and that were read before, by another prompt or at the user's last visit
+(`patchrec_fast.hf.kv_cache`), are not read again: their keys and values are put before those of the rows that are.
 
 A model takes part through the attention implementation alone: `tree=TreeCache(...)` among its keyword arguments
 reaches `patchrec_fast.hf.attention.attend` in each layer. A packed call leaves its keys and values here, and a call
@@ -21,6 +22,7 @@ from torch import Tensor
 from .._backends import why_not
 from ..ops.tree_attention import tree_attention
 from .attention import packed_attention
+from .kv_cache import Layers
 
 _PIECE = 512  # rows of a chain whose attention is computed at once
 _GATHERED = 1 << 24  # numbers of keys on paths at once: 64 MiB of float32
@@ -28,9 +30,6 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 Part = tuple[Tensor, Tensor]
 """What a set of keys gives a row: the mean of values (n, Hk, G, D) float32, and the log-sum-exp (n, Hk, G)."""
-
-Trunk = dict[int, tuple[Tensor, Tensor]]
-"""By layer: keys and values (P, Hk, D) of the rows that all prompts begin with."""
 
 
 class Rows(NamedTuple):
@@ -50,6 +49,13 @@ class Chain(NamedTuple):
     rows: int
 
 
+class Known(NamedTuple):
+    """The rows that a prompt begins with and that a call does not have."""
+
+    rows: int
+    layers: Layers | None  # has them, or more; None: the first prompt of the call, which has all of its own
+
+
 class PromptCache:
     """Keys and values of the prompts of one batch, all layers.
 
@@ -57,17 +63,16 @@ class PromptCache:
         lengths: (B,) rows of each prompt.
     """
 
-    def __init__(self, lengths: list[int], left_out: list[int] | None = None, trunk: Trunk | None = None) -> None:
+    def __init__(self, lengths: list[int], known: list[Known] | None = None) -> None:
         """Set up.
 
         Args:
             lengths: (B,) rows of each prompt.
-            left_out: (B,) how many of them, the first, the packed call does not have; None is 0.
-            trunk: has the rows left out; None where the first prompt has them, in the packed call.
+            known: (B,) how many of them, the first, the packed call does not have, and who has them; None where it has
+                all.
         """
         self.lengths = lengths
-        self._left_out = [0] * len(lengths) if left_out is None else left_out
-        self._trunk = trunk
+        self._known = [Known(0, None)] * len(lengths) if known is None else known
         self._prompts: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys and values (R, Hk, D)
 
     def keep(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,9 +80,8 @@ class PromptCache:
         prompts."""
         widths = key.shape[-1], value.shape[-1]
         key, value = of_one_width(key, value)
-        if any(self._left_out):
-            before = (key, value) if self._trunk is None else self._trunk[layer]
-            key, value = self._whole(before[0], key), self._whole(before[1], value)
+        if any(known.rows for known in self._known):
+            key, value = self._whole(layer, 0, key), self._whole(layer, 1, value)
         self._prompts[layer] = key, value
         return (key, value) if widths[0] == widths[1] else (key[..., : widths[0]], value[..., : widths[1]])
 
@@ -109,14 +113,23 @@ class PromptCache:
     ) -> Tensor:  # (1, n, Hq, D)
         raise NotImplementedError
 
-    def _whole(self, before: Tensor, rows: Tensor) -> Tensor:
-        read = rows.split([length - missing for length, missing in zip(self.lengths, self._left_out, strict=True)])
-        pairs = zip(self._left_out, read, strict=True)
-        return torch.cat([part for missing, own in pairs for part in (before[:missing], own)])
+    def _whole(self, layer: int, which: int, rows: Tensor) -> Tensor:
+        """The keys or values of whole prompts, of those of the call's rows."""
+        read = rows.split([length - known.rows for length, known in zip(self.lengths, self._known, strict=True)])
+        parts: list[Tensor] = []
+        for known, own in zip(self._known, read, strict=True):
+            if known.layers is not None:
+                parts.append(known.layers[layer][which][: known.rows])
+            elif known.rows:
+                parts.append(read[0][: known.rows])
+            parts.append(own)
+        return torch.cat(parts)
 
-    def trunk(self, rows: int) -> Trunk:
-        """The first rows of the prompts, read, for the next batch; a copy, so that it keeps no more than that."""
-        return {layer: (key[:rows].clone(), value[:rows].clone()) for layer, (key, value) in self._prompts.items()}
+    def of(self, user: int, rows: int | None = None) -> Layers:
+        """Keys and values of a prompt, or of its first rows; a copy, so that it keeps no more than that."""
+        start = sum(self.lengths[:user])
+        part = slice(start, start + (self.lengths[user] if rows is None else rows))
+        return {layer: (key[part].clone(), value[part].clone()) for layer, (key, value) in self._prompts.items()}
 
 
 class TreeCache(PromptCache):
@@ -126,9 +139,9 @@ class TreeCache(PromptCache):
         count: the number that the next row gets; the trees' roots, the ends of the prompts, are 0 to B - 1.
     """
 
-    def __init__(self, lengths: list[int], left_out: list[int] | None = None, trunk: Trunk | None = None) -> None:
+    def __init__(self, lengths: list[int], known: list[Known] | None = None) -> None:
         """Set up, as `PromptCache`."""
-        super().__init__(lengths, left_out, trunk)
+        super().__init__(lengths, known)
         self.count = len(lengths)
         self._padded: dict[int, tuple[Tensor, Tensor]] = {}  # the same, (B, Hk, S, D), where a kernel needs that
         self._trees: dict[int, Tensor] = {}  # (2, capacity, Hk, D)

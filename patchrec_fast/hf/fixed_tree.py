@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ops.tree_attention import tree_attention
-from .cache import PromptCache, Trunk
+from .cache import Known, PromptCache
 
 
 class FixedTree(PromptCache):
@@ -55,7 +55,7 @@ class FixedTree(PromptCache):
         needed = len(lengths), sum(lengths), max(lengths)
         return all(size <= room for size, room in zip(needed, self.room, strict=True))
 
-    def renew(self, lengths: list[int], left_out: list[int], trunk: Trunk | None) -> None:
+    def renew(self, lengths: list[int], known: list[Known]) -> None:
         """Empty, for the prompts of another batch; arguments as of `PromptCache`.
 
         Raises:
@@ -63,7 +63,7 @@ class FixedTree(PromptCache):
         """
         if not self.fits(lengths):
             raise ValueError(f"lengths: {len(lengths)} prompts of {sum(lengths)} rows have no room in {self!r}")
-        super().__init__(lengths, left_out, trunk)
+        super().__init__(lengths, known)
         padded = torch.tensor(lengths + [0] * (self.users - len(lengths)))
         self.prompt_lengths.copy_(padded)
         self._cu_seqlens[1:].copy_(padded.cumsum(0))

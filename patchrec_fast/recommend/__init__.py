@@ -4,6 +4,7 @@
 Importing this does not import transformers.
 """
 
+from ..hf.kv_cache import KVCache as KVCache
 from .recommendations import Recommendations as Recommendations
 from .recommender import Recommender as Recommender
 from .trie import Trie as Trie

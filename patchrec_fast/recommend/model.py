@@ -15,6 +15,8 @@ from ..hf import configured
 from ..hf.attach import attach, is_attached
 from ..hf.masks import is_ours
 
+_SAMPLE = 8  # numbers of each weight
+
 Autocast = tuple[str, torch.dtype] | None
 """A type of devices and the dtype that a caller's autocast has for it."""
 
@@ -75,8 +77,17 @@ def _autocast(model: Any, autocast: tuple[str, torch.dtype], **inputs: Any) -> A
 
 
 def fingerprint(model: Any) -> tuple[Any, ...]:
-    """Is another after most changes of the model's weights: steps, loading, `to`. It reads no weight."""
-    return tuple(map(_mark, model.parameters()))
+    """Is another after most changes of the model's weights: steps, loading, `to`, and what writes all of a weight
+    without torch's knowledge. It reads a few numbers of each."""
+    whole = [each for each in model.parameters() if type(each) in (Tensor, nn.Parameter) and each.device.type != "meta"]
+    some = [sampled(each.detach()) for each in whole if each.is_contiguous() and each.numel()]
+    numbers = torch.cat(some).cpu().numpy().tobytes() if some else b""
+    return *map(_mark, model.parameters()), numbers
+
+
+def sampled(weight: Tensor) -> Tensor:
+    """A few numbers of a contiguous tensor, evenly spread, float32."""
+    return weight.view(-1)[:: max(1, weight.numel() // _SAMPLE)].float()
 
 
 def _mark(parameter: Tensor) -> tuple[Any, ...]:

@@ -25,10 +25,9 @@ _LONG = 32  # tokens of a forced chain whose rows read slices of the tree, not e
 _ROWS = 4096  # of such chains read at once, at most, or one chain
 
 
-def prompt_rows(batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """(B,) each: how many rows the prompts have, and how many of them, the first, are left out of the batch."""
-    whole = batch.position_ids[batch.user_offsets[1:].long() - 1] + 1
-    return whole, batch.position_ids[batch.user_offsets[:-1].long()]
+def prompt_lengths(batch: PackedBatch) -> Tensor:
+    """(B,) how many rows the prompts have, those that are not in the batch included."""
+    return batch.position_ids[batch.user_offsets[1:].long() - 1] + 1
 
 
 class Prompts:
@@ -54,13 +53,13 @@ class Prompts:
         """Reads the prompts: one packed call of an attached model.
 
         Args:
-            batch: without targets, in host memory; with the prefix of the first user alone, or of none.
-            tree: of the rows of `prompt_rows(batch)`; takes their keys and values.
+            batch: without targets, in host memory; `patchrec_fast.layout.rows.without` what the tree knows.
+            tree: of prompts of `prompt_lengths(batch)`; takes their keys and values.
         """
         device = trie.token.device
         self.trie, self.users = trie, len(batch)
         self._model, self._head, self.tree, self.questions = model, head, tree, questions
-        last, (lengths, _) = batch.user_offsets[1:].long() - 1, prompt_rows(batch)
+        last, lengths = batch.user_offsets[1:].long() - 1, prompt_lengths(batch)
         self._lengths, last, self.rows = lengths.to(device), last.to(device), int(lengths.sum())
         inputs = {"max_id": int(batch.ids.max()), **batch.to(device).model_inputs()}
         inputs["cu_seq_lens_k"] = F.pad(lengths.cumsum(0), (1, 0)).int().to(device)

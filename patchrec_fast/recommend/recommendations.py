@@ -30,6 +30,7 @@ class Recommendations:
         scored: (B,) int64, how many trie nodes' children were given probabilities.
         rows: of the prompts, of all users: the language model's tokens. The prefix counts for each user, though all
             users of a call share one reading of it.
+        rows_read: those that the model has read, the others being shared or kept (`Recommender.engine`).
         seconds: wall time of all users by part: "pack", "prompt" and "decode".
         catalogue: of the items.
     """
@@ -39,6 +40,7 @@ class Recommendations:
     scores: NDArray[np.float32]
     scored: NDArray[np.int64]
     rows: int
+    rows_read: int
     seconds: dict[str, float]
     catalogue: Catalogue = field(repr=False)
 

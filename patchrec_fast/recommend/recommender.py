@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..hf.attach import check_decoding
+from ..hf.kv_cache import KVCache
 from ..hf.lock import exclusive
 from ..hf.modules import unwrapped
 from ..layout import Packer
@@ -43,7 +44,7 @@ class Recommender:
 
     The model is used as it is at each call: in evaluation mode, attached with `patchrec_fast.attach` where it is not
     yet, and left as it was found. A prompt is read once for all branches, and the part of the prompts before the
-    history, the same for all users, once a call (`patchrec_fast.hf.cache`).
+    history, the same for all users, once a call (`patchrec_fast.hf.cache`); inside `engine`, less than that.
 
     Threads may call one recommender, or several of one model: their calls take turns (`patchrec_fast.hf.lock`). Other
     calls of the model, and its training, are not in their turn: a call here finds the model in training mode, or
@@ -80,8 +81,9 @@ class Recommender:
         with exclusive(self._model):
             self._head = Head(self._model)
             check_decoding(self._model)
-        self._runs: dict[Hashable, Run] = {}  # inside `unchanged`
-        self._blocks = 0  # of `unchanged` that somebody is in
+        self._runs: dict[Hashable, Run] = {}  # inside `engine`
+        self._blocks = 0  # of `engine` that somebody is in
+        self._cache: KVCache | None = None  # and of users who return
         self._weights: tuple[Any, ...] = ()  # their fingerprint, since the first run was kept
         if int(trie.token.max()) >= self._head.size:
             raise ValueError(
@@ -90,18 +92,38 @@ class Recommender:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy keeps nothing of other calls, and nobody is inside its `unchanged`."""
-        return {**vars(self), "_runs": {}, "_blocks": 0, "_weights": ()}
+        """A copy keeps nothing of other calls, and nobody is inside its `engine`."""
+        return {**vars(self), "_runs": {}, "_blocks": 0, "_weights": (), "_cache": None}
 
     @contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """Inside, the model does not change, so what one call prepares serves the next, of any thread: the beginning
-        that all prompts share, the titles' part of the head, CUDA graphs.
+    def engine(self, cache: KVCache | None = None) -> Iterator[None]:
+        """Inside, what one call prepares serves the next, of any thread: the beginning that all prompts share, the
+        titles' part of the head, CUDA graphs; and with a cache, the prompts of users who return.
 
-        A call that finds other weights raises RuntimeError. Not all changes can be seen: whoever makes one inside may
-        get answers of both models. Blocks may overlap: what is kept goes when nobody is inside any more.
+        The answers are those of calls outside. Of a user's prompt, what it begins with alike at this visit and the last
+        is not read again; how much that is, the policy says (`SessionPatches(anchor="oldest")`, `Packer(step=)`).
+        After a change of the model, all is read anew: a change of few of its numbers that torch does not count
+        (through `.data`, or another process) is not seen. A cache may serve several recommenders of one model, such as
+        one for each version of the catalogue, and outlives the block.
+
+        Blocks may overlap: what is kept goes when nobody is inside any more.
+
+        Args:
+            cache: for calls with `users`; None for none, or inside another block the one of that.
+
+        Raises:
+            TypeError: no KVCache.
+            ValueError: inside a block with another cache; host memory for a model that is on the CPU.
         """
+        if cache is not None and not isinstance(cache, KVCache):
+            raise TypeError(f"cache: expected a KVCache, got {type(cache).__name__}")
+        if cache is not None and cache.host_bytes and next(self._model.parameters()).device.type == "cpu":
+            raise ValueError("cache: host_bytes are for a model on another device than the CPU; expected 0")
         with exclusive(self._model):
+            if self._blocks and cache is not None and cache is not self._cache:
+                raise ValueError("cache: another block of this recommender's engine is open, with another cache")
+            if cache is not None:
+                self._cache = cache
             self._blocks += 1
         try:
             yield
@@ -109,39 +131,49 @@ class Recommender:
             with exclusive(self._model):
                 self._blocks -= 1
                 if not self._blocks:
-                    self._runs, self._weights = {}, ()
+                    self._runs, self._weights, self._cache = {}, (), None
 
     @contextmanager
     def _run(
         self, normalize: Normalize, exclude_seen: bool = False, graphed: Rules | None = None, required: bool = False
     ) -> Iterator[Run]:
-        """A run with these options, by which nobody else calls the model; inside `unchanged` the one that there is.
-
-        Raises:
-            RuntimeError: the model has changed inside `unchanged`.
-        """
+        """A run with these options, by which nobody else calls the model; inside `engine` the one that there is."""
         device = next(self._model.parameters()).device
         with exclusive(self._model), own_modes(device) as autocast:
             if self._blocks:
-                self._check_unchanged()
+                self._forget_another_model()
             key = normalize, exclude_seen, graphed, required, autocast
             run = self._runs.pop(key, None)  # a call that fails, or one inside this one, leaves or finds it nowhere
             if run is None:
-                run = Run(self._model, self._head, self.packer, self.trie, normalize, exclude_seen, autocast)
+                known = self._model, self._head, self.packer, self.trie
+                run = Run(*known, normalize, exclude_seen, autocast, self._cache)
                 if graphed is not None:
                     run.fix(graphed, required)
             yield run
             if self._blocks:
                 self._runs[key] = run
 
-    def _check_unchanged(self) -> None:
+    def _forget_another_model(self) -> None:
         weights = fingerprint(self._model)
-        if self._runs and weights != self._weights:
-            raise RuntimeError(
-                "the model has changed inside `unchanged`, where what was computed before is used again; "
-                "leave the block before, and enter it again after"
-            )
-        self._weights = weights
+        if weights != self._weights:
+            self._runs, self._weights = {}, weights
+        if self._cache is not None:
+            self._cache.check_model(weights)
+
+    def _users(self, histories: Histories, users: Sequence[Hashable] | NDArray[Any] | None) -> Users:
+        """The histories and the ids of users, checked."""
+        flat, offsets = flatten(histories)
+        if users is None:
+            return Users(flat, offsets)
+        ids = users.tolist() if isinstance(users, np.ndarray | Tensor) else list(users)
+        if len(ids) != len(offsets) - 1:
+            raise ValueError(f"users: got {len(ids)} for {len(offsets) - 1} histories, expected one a history")
+        for each in ids:
+            if not isinstance(each, Hashable):
+                raise TypeError(f"users: expected ids such as numbers or strings, got {each!r}")
+        if self._cache is None:
+            raise ValueError("users: nobody keeps what they have read; call inside `with rec.engine(KVCache(...))`")
+        return Users(flat, offsets, ids)
 
     def recommend(
         self,
@@ -149,6 +181,7 @@ class Recommender:
         k: int = 20,
         method: Method = "beam",
         *,
+        users: Sequence[Hashable] | NDArray[Any] | None = None,
         normalize: Normalize = "vocab",
         exclude_seen: bool = False,
         beams: int | None = None,
@@ -166,6 +199,8 @@ class Recommender:
                 titles where they are more.
             method: "beam": beam search, transformers' own result. "exact": the true best titles. "diverse": the
                 decoder of the paper's released code, which may give a title twice.
+            users: (B,) the caller's id of each user, inside `engine` with a cache: what their prompts at the last visit
+                began with is not read again. Two histories of one user are two visits.
             normalize: a token's probability is its share among the whole vocabulary ("vocab"), among the tokens that
                 titles use ("catalogue", cheaper), or among the tokens that may follow ("children": the titles'
                 probabilities add up to 1).
@@ -202,25 +237,33 @@ class Recommender:
             return beam(reader, rules)
 
         graphed = method == "beam" and cuda_graphs is not False
-        users = Users(*flatten(histories))
+        batch = self._users(histories, users)
         with self._run(normalize, exclude_seen, rules if graphed else None, cuda_graphs is True) as run:
-            parts = run.decode(users, decode, batch_size)
-            rows, seconds = run.rows, run.seconds
+            parts = run.decode(batch, decode, batch_size)
+            rows, rows_read, seconds = run.rows, run.rows_read, run.seconds
         leaf, score, log_prob = (torch.cat(column).numpy() for column in zip(*(each for each, _ in parts), strict=True))
         _check_finite(score)
         rest = (0, 0), (0, k - leaf.shape[1])  # more than there are titles
         return Recommendations(
-            items=np.pad(self.trie.first_items(leaf, users if exclude_seen else None), rest, constant_values=-1),
+            items=np.pad(
+                self.trie.first_items(leaf, batch.histories if exclude_seen else None), rest, constant_values=-1
+            ),
             log_probs=np.pad(log_prob, rest, constant_values=-np.inf),
             scores=np.pad(score, rest, constant_values=-np.inf),
             scored=torch.cat([asked for _, asked in parts]).numpy(),
             rows=rows,
+            rows_read=rows_read,
             seconds=seconds,
             catalogue=self.packer.catalogue,
         )
 
     def scores(
-        self, histories: Histories, *, normalize: Normalize = "vocab", batch_size: int = 4
+        self,
+        histories: Histories,
+        *,
+        users: Sequence[Hashable] | NDArray[Any] | None = None,
+        normalize: Normalize = "vocab",
+        batch_size: int = 4,
     ) -> NDArray[np.float32]:
         """Every title's log-probability, by brute force: one row of the model and of its head for each inner node.
 
@@ -235,9 +278,9 @@ class Recommender:
         def decode(reader: Reader) -> tuple[Tensor]:
             return (log_probs(reader)[:, leaf.to(reader.trie.token.device)],)
 
-        users, batch_size = Users(*flatten(histories)), check_count("batch_size", batch_size, minimum=1)
+        batch, batch_size = self._users(histories, users), check_count("batch_size", batch_size, minimum=1)
         with self._run(normalize) as run:
-            parts = run.decode(users, decode, batch_size)
+            parts = run.decode(batch, decode, batch_size)
         table = torch.cat([each[0] for each, _ in parts]).numpy()
         _check_finite(table)
         return table
@@ -263,7 +306,7 @@ class Recommender:
             raise ValueError(f"items: got {len(wanted)} for {len(batch)} histories, expected one a history")
         place = self.packer.catalogue.index(wanted)
         _, one_each = np.unique(self.trie.leaf_of(self.packer.catalogue.item_ids), return_index=True)
-        table = self.scores(tuple(batch), **options)
+        table = self.scores(batch.histories, **options)
         return (table[:, one_each] >= table[np.arange(len(table)), place][:, None]).sum(1)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import gc
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -20,17 +20,19 @@ from torch import Tensor
 
 from .._backends import why_not
 from .._ranges import named
-from ..hf.cache import TreeCache, Trunk
+from ..hf.cache import Known, PromptCache, TreeCache
 from ..hf.fixed_tree import FixedTree
+from ..hf.kv_cache import Kept, KVCache, Layers, first_rows
 from ..layout import PackedBatch, Packer
 from ..layout.policies import check_count
+from ..layout.rows import PromptRows, prompt_rows, without
 from .beam import Rules
 from .fixed import FixedBeam
 from .graph import Replayed
 from .head import Head
 from .model import Autocast, called, ready
 from .questions import NORMALIZE, Normalize, Questions, closed_nodes
-from .reader import Prompts, Reader, prompt_rows
+from .reader import Prompts, Reader, prompt_lengths
 from .trie import Trie
 
 _ROOM = 1.25  # of what a batch needs, so that the next, of other histories, most often fits
@@ -45,14 +47,19 @@ Answers = tuple[Tensor, ...]
 
 
 class Users(NamedTuple):
-    """Some users: their items and offsets."""
+    """Some users: their items and offsets, and the caller's ids of them."""
 
     flat: NDArray[np.int64]
     offsets: NDArray[np.int64]
+    ids: list[Hashable] | None = None
+
+    @property
+    def histories(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return self.flat, self.offsets
 
     def part(self, first: int, last: int) -> Users:
         cut = self.offsets[first : last + 1]
-        return Users(self.flat[cut[0] : cut[-1]], cut - cut[0])
+        return Users(self.flat[cut[0] : cut[-1]], cut - cut[0], self.ids and self.ids[first:last])
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -63,6 +70,7 @@ class Run:
 
     Attributes:
         rows: of all prompts.
+        rows_read: those of them that the model has read.
         seconds: wall time by part.
     """
 
@@ -75,23 +83,25 @@ class Run:
         normalize: Normalize,
         exclude_seen: bool = False,
         autocast: Autocast = None,
+        cache: KVCache | None = None,
     ) -> None:
-        """Set up; `trie` is on the CPU, `autocast` is for the calls of the model.
+        """Set up; `trie` is on the CPU, `autocast` is for the calls of the model, `cache` of users who have ids.
 
         Raises:
             ValueError: a `normalize` that is none.
         """
         if normalize not in NORMALIZE:
             raise ValueError(f"normalize must be one of {', '.join(map(repr, NORMALIZE))}, got {normalize!r}")
-        self.rows, self.seconds = 0, dict.fromkeys(PARTS, 0.0)
+        self.rows, self.rows_read, self.seconds = 0, 0, dict.fromkeys(PARTS, 0.0)
         self._model, self._head, self._packer, self._host_trie = model, head, packer, trie
         self._device = next(model.parameters()).device
-        self._forward = called(model, autocast)
-        self._keeps_trunk = not _rotates_by_length(model)
+        self._forward, self._autocast = called(model, autocast), autocast
+        self._keeps = not _rotates_by_length(model)
+        self._cache = cache if self._keeps else None
         self._trie = trie.to(self._device)
         self._questions = Questions(head, self._trie, normalize)
         self._exclude_seen = exclude_seen
-        self._trunk: Trunk | None = None
+        self._prefix: Layers | None = None  # of the rows before the history
         self._rules: Rules | None = None  # of a search in steps of one shape
         self._graphs_required = False
         self._fixed: FixedBeam | None = None
@@ -116,7 +126,7 @@ class Run:
         For who has the model alone, in `recommend.model.own_modes`.
         """
         check_count("batch_size", batch_size, minimum=1)
-        self.rows, self.seconds = 0, dict.fromkeys(PARTS, 0.0)
+        self.rows, self.rows_read, self.seconds = 0, 0, dict.fromkeys(PARTS, 0.0)
         parts = []
         if self._exclude_seen:
             self._make_closable(min(batch_size, len(users)))
@@ -147,33 +157,64 @@ class Run:
 
     def _one(self, batch: Users, decode: Callable[[Reader], Answers]) -> tuple[Answers, Tensor]:
         with self._part("pack"):
-            packed = self._packer.pack(tuple(batch), seed=0, prefixes=int(self._trunk is None))
+            packed = self._packer.pack(batch.histories, seed=0, prefixes=len(batch))
+            rows = prompt_rows(packed)
+            known = self._known(batch, rows)
+            packed = without(packed, [part.rows for part in known])
             self._close(batch)
         with self._part("prompt"):
-            prompts, search = self._read(packed, decode)
+            prompts, search = self._read(packed, known, decode)
+            self._keep(batch, rows, prompts.tree)
         with self._part("decode"):
             made = search()
         self.rows += prompts.rows
+        self.rows_read += (read := len(packed.position_ids))
+        if self._cache is not None and batch.ids is not None:
+            self._cache.rows_read += read
+            self._cache.rows_reused += prompts.rows - read
         return tuple(each.cpu() for each in made), prompts.asked.cpu()
 
-    def _read(self, packed: PackedBatch, decode: Callable[[Reader], Answers]) -> tuple[Prompts, Callable[[], Answers]]:
+    def _known(self, batch: Users, prompts: list[PromptRows]) -> list[Known]:
+        """The rows that each prompt begins with and that need not be read: all but one, at most."""
+        prefix, found = len(self._packer.prompt.prefix), [Known(0, None)] * len(batch)
+        for place, prompt in enumerate(prompts):
+            kept = None
+            if self._cache is not None and batch.ids is not None:
+                kept = self._cache.get((batch.ids[place], self._autocast), self._device)
+            if kept is not None:
+                rows = min(prompt.common(kept.prompt), len(prompt.item_offsets) - 2)
+                found[place] = Known(rows, kept.layers) if rows >= prefix else found[place]
+        if self._prefix is None:
+            layers = next((known.layers for known in found if known.layers is not None), None)
+            self._prefix = None if layers is None else first_rows(layers, prefix)
+        if self._prefix is not None:
+            shared = Known(prefix, self._prefix)
+            return [shared if known.layers is None else known for known in found]
+        return [found[0], *[Known(prefix, None)] * (len(batch) - 1)]
+
+    def _keep(self, batch: Users, prompts: list[PromptRows], tree: PromptCache) -> None:
+        """What the next batch and the next call need not read."""
+        if not self._keeps:
+            return
+        if self._prefix is None:
+            self._prefix = tree.of(0, len(self._packer.prompt.prefix))
+        if self._cache is not None and batch.ids is not None:
+            for place, prompt in enumerate(prompts):
+                self._cache.put((batch.ids[place], self._autocast), Kept(prompt, tree.of(place)))
+
+    def _read(
+        self, packed: PackedBatch, known: list[Known], decode: Callable[[Reader], Answers]
+    ) -> tuple[Prompts, Callable[[], Answers]]:
         """The prompts, read, and the search that waits."""
-        lengths, left_out = (rows.tolist() for rows in prompt_rows(packed))
-        known = self._forward, self._head, self._trie, packed
-        prompts: Prompts
-        search: Callable[[], Answers]
+        lengths = prompt_lengths(packed).tolist()
+        common = self._forward, self._head, self._trie, packed
         if self._rules is None:
-            tree = TreeCache(lengths, left_out, self._trunk)
-            prompts = reader = Reader(*known, tree, self._questions)
-            search = partial(decode, reader)
-        else:
-            fixed = self._with_room(self._rules, lengths)
-            fixed.tree.renew(lengths, left_out, self._trunk)
-            prompts = Prompts(*known, fixed.tree, self._questions)
-            search = partial(fixed.search, prompts)
-        if self._trunk is None and self._keeps_trunk:
-            self._trunk = prompts.tree.trunk(len(self._packer.prompt.prefix))
-        return prompts, search
+            reader = Reader(*common, TreeCache(lengths, known), self._questions)
+            return reader, partial(decode, reader)
+        fixed = self._with_room(self._rules, lengths)
+        fixed.tree.renew(lengths, known)
+        prompts = Prompts(*common, fixed.tree, self._questions)
+        return prompts, partial(fixed.search, prompts)
 
     def _with_room(self, rules: Rules, lengths: list[int]) -> FixedBeam:
         """A search with room for prompts of these rows: the last batch's where it has."""

@@ -28,7 +28,7 @@ class Clockwork:
         self.fail_at = fail_at
         self.calls = []
 
-    unchanged = contextlib.nullcontext
+    engine = contextlib.nullcontext
 
     def recommend(self, histories, k=20, method="beam", *, batch_size=16, step=1):
         if len(self.calls) == self.fail_at:

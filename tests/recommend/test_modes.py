@@ -87,11 +87,11 @@ def test_a_compiled_model(calm, packer, histories):
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(MODES, 2)))
-def test_one_mode_after_another_inside_unchanged(calm, packer, histories, first, second):
+def test_one_mode_after_another_inside_an_engine(calm, packer, histories, first, second):
     """As a recommender that was called in one mode, in the same order: bit for bit, what is kept included."""
     rec, plain = pf.Recommender(calm(), packer), pf.Recommender(calm(), packer)
     options = {"k": 4, "exclude_seen": True}
-    with rec.unchanged(), plain.unchanged():
+    with rec.engine(), plain.engine():
         for mode, users in [(first, histories), (second, histories[::-1]), (first, histories)]:
             with MODES["autocast" if mode == "autocast" else "no_grad"]():
                 expected, table = plain.recommend(users, **options), plain.scores(users)

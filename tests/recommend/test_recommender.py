@@ -228,13 +228,11 @@ def test_one_user_that_does_not_fit(recommender, histories, monkeypatch):
     assert recommender.model.config._attn_implementation == "sdpa"
 
 
-def test_unchanged_serves_the_next_call(make_model, packer, histories, monkeypatch):
+def test_an_engine_serves_the_next_call(make_model, packer, histories):
     """The beginning of the prompts is read once for all calls, and the answers are those of calls alone."""
     rec = pf.Recommender(make_model(), packer)
     alone = [rec.recommend([history], k=4) for history in histories]
-    packed, pack = [], packer.pack
-    monkeypatch.setattr(packer, "pack", lambda *args, **options: packed.append(pack(*args, **options)) or packed[-1])
-    with rec.unchanged():
+    with rec.engine():
         together = [rec.recommend([history], k=4) for history in histories]
         closed = rec.recommend(histories, k=4, exclude_seen=True)
     for one, other in zip(alone, together, strict=True):
@@ -243,16 +241,16 @@ def test_unchanged_serves_the_next_call(make_model, packer, histories, monkeypat
         assert one.rows == other.rows
         assert set(one.seconds) == set(other.seconds)
     prefix = len(packer.prompt.prefix)
-    assert [int(batch.position_ids[0]) for batch in packed] == [0, *[prefix] * (len(histories) - 1), 0]
+    assert [one.rows - one.rows_read for one in together] == [0, *[prefix] * (len(histories) - 1)]
     np.testing.assert_array_equal(closed.items, rec.recommend(histories, k=4, exclude_seen=True).items)
 
 
-def test_unchanged_ends(make_model, packer, histories):
+def test_an_engine_ends(make_model, packer, histories):
     """A model that changes afterwards is read anew, also where what was inside failed."""
     rec = pf.Recommender(make_model(), packer)
 
     def fails():
-        with rec.unchanged():
+        with rec.engine():
             rec.recommend(histories, k=4)
             raise ZeroDivisionError
 

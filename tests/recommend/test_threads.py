@@ -19,6 +19,7 @@ import torch
 
 import patchrec_fast as pf
 from patchrec_fast.hf.attach import is_attached
+from patchrec_fast.hf.kv_cache import KVCache
 
 THREADS = 8
 CALLS = int(os.environ.get("PATCHREC_FAST_THREAD_CALLS", "3"))
@@ -50,8 +51,8 @@ def state(model):
 
 
 @pytest.mark.parametrize("attached", [False, True], ids=["plain", "attached"])
-@pytest.mark.parametrize("unchanged", [False, True], ids=["each", "unchanged"])
-def test_threads_get_what_serial_calls_get(small, attached, unchanged):
+@pytest.mark.parametrize("engine", [False, True], ids=["each", "engine"])
+def test_threads_get_what_serial_calls_get(small, attached, engine):
     model, packer = small
     if attached:
         pf.attach(model)
@@ -64,13 +65,13 @@ def test_threads_get_what_serial_calls_get(small, attached, unchanged):
         for _ in range(CALLS):
             kind, user = int(rng.integers(len(KINDS))), int(rng.integers(10))
             rec = recs[int(rng.integers(2))]
-            with rec.unchanged() if rng.random() < 0.3 else nullcontext():
+            with rec.engine() if rng.random() < 0.3 else nullcontext():
                 found = KINDS[kind](rec, USERS[user])
             if found != expected[kind, user]:
                 wrong.append((kind, user, found))
         return wrong
 
-    with recs[0].unchanged() if unchanged else nullcontext(), ThreadPoolExecutor(THREADS) as pool:
+    with recs[0].engine() if engine else nullcontext(), ThreadPoolExecutor(THREADS) as pool:
         assert not [wrong for each in pool.map(calls, range(THREADS)) for wrong in each]
     assert state(model) == before
 
@@ -124,8 +125,8 @@ def test_in_an_executor_of_asyncio(small):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("unchanged", [False, True])
-def test_an_error_in_the_middle(small, error, unchanged):
+@pytest.mark.parametrize("engine", [False, True])
+def test_an_error_in_the_middle(small, error, engine):
     """Leaves the model as it was, its lock free, and nothing half made for the next call."""
     model, packer = small
     model.train()
@@ -137,7 +138,7 @@ def test_an_error_in_the_middle(small, error, unchanged):
         if len(calls) == 3:
             raise error("in the middle")
 
-    with rec.unchanged() if unchanged else nullcontext():
+    with rec.engine() if engine else nullcontext():
         rec.recommend(USERS, k=3)
         hook = model.model.layers[0].register_forward_pre_hook(fail)
         with pytest.raises(error, match="in the middle"):
@@ -148,8 +149,8 @@ def test_an_error_in_the_middle(small, error, unchanged):
             np.testing.assert_array_equal(pool.submit(rec.recommend, USERS, 3).result(timeout=60).items, expected)
 
 
-@pytest.mark.parametrize("unchanged", [False, True])
-def test_a_call_inside_a_call(small, unchanged):
+@pytest.mark.parametrize("engine", [False, True])
+def test_a_call_inside_a_call(small, engine):
     model, packer = small
     rec = pf.Recommender(model, packer)
     expected, inside = rec.recommend(USERS, k=3, exclude_seen=True).items, []
@@ -158,7 +159,7 @@ def test_a_call_inside_a_call(small, unchanged):
         hook.remove()
         inside.append(rec.recommend(USERS[::-1], k=3, exclude_seen=True).items)
 
-    with rec.unchanged() if unchanged else nullcontext():
+    with rec.engine() if engine else nullcontext():
         for _ in range(2):
             hook = model.model.layers[0].register_forward_pre_hook(again)
             np.testing.assert_array_equal(rec.recommend(USERS, k=3, exclude_seen=True).items, expected)
@@ -167,11 +168,11 @@ def test_a_call_inside_a_call(small, unchanged):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda rec: pickle.loads(pickle.dumps(rec))])
 def test_copies(small, copied):
-    """Also made inside `unchanged`, which the copy is not in."""
+    """Also made inside `engine`, which the copy is not in."""
     model, packer = small
     rec = pf.Recommender(model, packer)
     expected = rec.recommend(USERS, k=3).items
-    with rec.unchanged():
+    with rec.engine():
         rec.recommend(USERS, k=3)
         other = copied(rec)
         np.testing.assert_array_equal(other.recommend(USERS, k=3).items, expected)
@@ -218,7 +219,7 @@ def test_a_process_forked_in_the_middle_of_a_call(small):
 def test_blocks_that_overlap_end_with_the_last(small):
     model, packer = small
     rec = pf.Recommender(model, packer)
-    first, second = rec.unchanged(), rec.unchanged()
+    first, second = rec.engine(), rec.engine()
     first.__enter__()
     rec.recommend(USERS, k=3)
     second.__enter__()
@@ -236,18 +237,21 @@ def test_blocks_that_overlap_end_with_the_last(small):
     [
         lambda model: model.double(),
         lambda model: model.load_state_dict({name: 2 * value for name, value in model.state_dict().items()}),
-        lambda model: model.set_output_embeddings(torch.nn.Linear(1, 1)),
+        lambda model: model.model.layers[0].self_attn.k_proj.weight.data.neg_(),
+        lambda model: model.model.embed_tokens.weight.data.mul_(2),
     ],
-    ids=["dtype", "weights", "module"],
+    ids=["dtype", "weights", "a layer's data", "the embedding's data"],
 )
-def test_a_change_inside_unchanged_is_refused(small, change):
+def test_a_change_inside_an_engine_is_seen(small, change):
     model, packer = small
-    rec = pf.Recommender(model, packer)
-    with rec.unchanged():
-        rec.recommend(USERS, k=3)
+    rec, cache = pf.Recommender(model, packer), KVCache(1 << 30)
+    with rec.engine(cache):
+        rec.recommend(USERS, k=3, users=range(len(USERS)))
         change(model)
-        with pytest.raises(RuntimeError, match="the model has changed inside `unchanged`"):
-            rec.recommend(USERS, k=3)
+        found = rec.recommend(USERS, k=3, users=range(len(USERS)))
+    expected = pf.Recommender(model, packer).recommend(USERS, k=3)
+    np.testing.assert_array_equal(found.items, expected.items)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
 
 
 def test_attaching_waits_for_a_call(small):
