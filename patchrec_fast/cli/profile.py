@@ -14,7 +14,7 @@ import torch
 
 from .. import _files
 from ..data import sample_tokenizer
-from ..evaluate.profile import (
+from ..evaluation.profile import (
     GROWTH,
     LENGTHS,
     LONG,

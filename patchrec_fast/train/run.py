@@ -26,7 +26,7 @@ from .. import _json
 from .._files import write
 from .._lock import only_one
 from ..data import Dataset
-from ..evaluate import fingerprint
+from ..evaluation import fingerprint
 from ..hf import Attachment, attach
 from ..hf.attention import KERNELS
 from ..hf.settings import Settings

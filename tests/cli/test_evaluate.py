@@ -18,7 +18,7 @@ import patchrec_fast as pf
 from patchrec_fast import _files
 from patchrec_fast._lock import only_one
 from patchrec_fast.cli.main import main
-from patchrec_fast.evaluate import Report, baseline_ranks
+from patchrec_fast.evaluation import Report, baseline_ranks
 from patchrec_fast.hf.settings import Settings
 
 ROOT = Path(__file__).parents[2]

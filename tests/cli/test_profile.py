@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from patchrec_fast import SessionPatches
 from patchrec_fast.cli.main import main
-from patchrec_fast.evaluate.profile import long_histories
+from patchrec_fast.evaluation.profile import long_histories
 from patchrec_fast.hf.settings import Settings
 
 

@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from patchrec_fast.evaluate import intervals
-from patchrec_fast.evaluate.intervals import compare, estimate
+from patchrec_fast.evaluation import intervals
+from patchrec_fast.evaluation.intervals import compare, estimate
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import patchrec_fast as pf
-from patchrec_fast.evaluate import Report
-from patchrec_fast.evaluate.report import comparison_table
+from patchrec_fast.evaluation import Report
+from patchrec_fast.evaluation.report import comparison_table
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def evaluate(
     """Decodes max(ks) titles for each sample, once, and reads every K off them.
 
     A hit is an exact match of the title; items that share one are one answer (`Catalogue.answers`). The intervals draw
-    users, each with all samples of theirs (`evaluate.intervals`).
+    users, each with all samples of theirs (`evaluation.intervals`).
 
     Args:
         rec: a `Recommender`.
@@ -69,10 +69,10 @@ def evaluate(
         batch_size: samples decoded at once.
         out: a folder that keeps each batch as soon as it is done (`batches.jsonl`), and at the end `report.json` and
             `report.txt`. A run that was killed goes on there, having lost the batch in flight, if model, prompts,
-            samples and options are what they were (`evaluate.fingerprint`). One run at a time.
+            samples and options are what they were (`evaluation.fingerprint`). One run at a time.
         progress: a bar, where stderr is a terminal.
         users: (S,) whose sample each is; None finds it for samples in the order of `Dataset.split`
-            (`evaluate.samples.users_of`).
+            (`evaluation.samples.users_of`).
         name: for the report; None takes the method and the packer's policy.
         **options: passed on to `Recommender.recommend`.
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from patchrec_fast import data
-from patchrec_fast.evaluate.samples import checked, identity, users_of
+from patchrec_fast.evaluation.samples import checked, identity, users_of
 
 
 def true_users(dataset, split):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import patchrec_fast as pf
-from patchrec_fast.evaluate import profile
-from patchrec_fast.evaluate.profile import GROWTH, SETTINGS, Profiler, Setting, long_histories, plot, to_csv
+from patchrec_fast.evaluation import profile
+from patchrec_fast.evaluation.profile import GROWTH, SETTINGS, Profiler, Setting, long_histories, plot, to_csv
 from patchrec_fast.train.tiny import tiny_model
 
 

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy saves and what a recommender is worth.
-
-`patchrec_fast.evaluate` is the function `evaluate` once the package is imported; names of this subpackage come by
-`from patchrec_fast.evaluate import ...`.
-"""
+"""What a policy saves and what a recommender is worth."""
 
 from .baselines import baseline_ranks as baseline_ranks
 from .compression import Compression as Compression

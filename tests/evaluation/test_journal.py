@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from patchrec_fast.evaluate.journal import Journal
-from patchrec_fast.evaluate.run import _ENTRY
+from patchrec_fast.evaluation.journal import Journal
+from patchrec_fast.evaluation.run import _ENTRY
 
 HEADER = {"model": "a", "k": 20}
 ENTRY = {"begin": 0, "ranks": [1], "rows": 2, "seconds": {"pack": 0.5}, "peak_memory": 3, "memory_kind": "resident"}

@@ -6,8 +6,8 @@ import pytest
 
 from patchrec_fast import data
 from patchrec_fast.data import Dataset, Samples
-from patchrec_fast.evaluate import baseline_ranks
-from patchrec_fast.evaluate.metrics import MISS, values
+from patchrec_fast.evaluation import baseline_ranks
+from patchrec_fast.evaluation.metrics import MISS, values
 from tests.recommend.catalogues import catalogue_of
 
 

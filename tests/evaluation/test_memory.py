@@ -6,8 +6,8 @@ import mmap
 import pytest
 import torch
 
-from patchrec_fast.evaluate import memory
-from patchrec_fast.evaluate.memory import RESIDENT, RESIDENT_EVER, PeakMemory
+from patchrec_fast.evaluation import memory
+from patchrec_fast.evaluation.memory import RESIDENT, RESIDENT_EVER, PeakMemory
 
 MIB = 2**20
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from patchrec_fast import data
-from patchrec_fast.evaluate import Compression, catalogue_ratio, compression, measure_compression
+from patchrec_fast.evaluation import Compression, catalogue_ratio, compression, measure_compression
 from patchrec_fast.layout import (
     Catalogue,
     Dropout,

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from patchrec_fast.evaluate.metrics import MISS, answers, ranks, ranks_of_scores, values
+from patchrec_fast.evaluation.metrics import MISS, answers, ranks, ranks_of_scores, values
 
 
 @pytest.fixture
