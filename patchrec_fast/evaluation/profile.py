@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from .. import _files
 from ..data import Dataset
 from ..layout import Catalogue, ItemPatches, Packer, Policy, Prompt, SessionPatches, Text
-from ..recommend.run import PARTS
+from ..recommend.engine import PARTS
 from .cost import measured
 
 if TYPE_CHECKING:

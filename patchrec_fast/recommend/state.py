@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch of users as a decoder sees it: read trie nodes behind each prompt, ask what the children's tokens cost.
+"""A batch of users as a decoder sees it: read trie nodes behind each prompt, score their children's tokens.
 
-Every decoder is these two questions in some order. Reading a node is a row of the model; asking is a row of the
+Every decoder does these two in some order. Reading a node is a row of the model; scoring its children is a row of the
 language-model head. They are apart because a forced chain of tokens is worth reading in one call, and because not all
-that is read is asked about.
+that is read is scored.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from ..hf.cache import Chain, PromptCache, Rows, TreeCache
 from ..layout import PackedBatch
-from .head import Head
+from .lm_head import LMHead
 from .paths import Paths, appended
-from .questions import Children, Questions
+from .scorer import Children, TokenScorer
 from .trie import Trie
 
 _LONG = 32  # tokens of a forced chain whose rows read slices of the tree, not each its own path
@@ -31,25 +31,25 @@ def prompt_rows(batch: PackedBatch) -> tuple[Tensor, Tensor]:
     return whole, batch.position_ids[batch.user_offsets[:-1].long()]
 
 
-class Prompts:
+class PromptState:
     """The prompts of B users, read.
 
     Attributes:
         trie: on the model's device.
         users: B.
-        tree, questions: as given.
+        tree, scorer: as given.
         rows: of the prompts, those that one user read for the others counted for each.
-        asked: (B,) int64, how many nodes' children have been asked about.
+        num_scored: (B,) int64, how many nodes' children have been scored.
     """
 
     def __init__(
         self,
         model: Any,
-        head: Head,
+        head: LMHead,
         trie: Trie,
         batch: PackedBatch,
         tree: PromptCache,
-        questions: Questions,
+        scorer: TokenScorer,
     ) -> None:
         """Reads the prompts: one packed call of an attached model.
 
@@ -59,7 +59,7 @@ class Prompts:
         """
         device = trie.token.device
         self.trie, self.users = trie, len(batch)
-        self._model, self._head, self.tree, self.questions = model, head, tree, questions
+        self._model, self._head, self.tree, self.scorer = model, head, tree, scorer
         last, (lengths, _) = batch.user_offsets[1:].long() - 1, prompt_rows(batch)
         self._lengths, last, self.rows = lengths.to(device), last.to(device), int(lengths.sum())
         inputs = {"max_id": int(batch.ids.max()), **batch.to(device).model_inputs()}
@@ -67,37 +67,37 @@ class Prompts:
         inputs["max_length_k"] = int(lengths.max())
         inputs["longest"] = inputs["max_length_k"] + trie.depth - 1
         self._hidden = last_hidden(model, head, tree, **inputs, logits_to_keep=last)  # (B, d), and each node read
-        self.asked = torch.zeros(self.users, dtype=torch.int64, device=device)
+        self.num_scored = torch.zeros(self.users, dtype=torch.int64, device=device)
 
     def children(self, user: Tensor, node: Tensor, row: Tensor) -> Children:
-        """Asks for n nodes' children.
+        """The children of n nodes, scored.
 
         Args:
             user: (n,) int64.
             node: (n,) int64, no leaf.
             row: (n,) int64, the node's row; a user's own number for the root.
         """
-        self.asked += torch.bincount(user, minlength=self.users)
-        return self.questions.children(self._hidden[row], user, node)
+        self.num_scored += torch.bincount(user, minlength=self.users)
+        return self.scorer.children(self._hidden[row], user, node)
 
     def bounds(self, user: Tensor, node: Tensor, row: Tensor) -> tuple[Children, Tensor | None]:
-        """The same with `Questions.bounds`."""
-        self.asked += torch.bincount(user, minlength=self.users)
-        return self.questions.bounds(self._hidden[row], user, node)
+        """The same with `TokenScorer.bounds`."""
+        self.num_scored += torch.bincount(user, minlength=self.users)
+        return self.scorer.bounds(self._hidden[row], user, node)
 
     def total(self, row: Tensor) -> Tensor:
         """(n,) float32: the log-sum-exp over the vocabulary of each row."""
-        return self.questions.total(self._hidden[row])
+        return self.scorer.total(self._hidden[row])
 
 
-class Reader(Prompts):
+class DecodeState(PromptState):
     """The same, and a tree behind each prompt that grows by what is read."""
 
     def __init__(
-        self, model: Any, head: Head, trie: Trie, batch: PackedBatch, tree: TreeCache, questions: Questions
+        self, model: Any, head: LMHead, trie: Trie, batch: PackedBatch, tree: TreeCache, scorer: TokenScorer
     ) -> None:
-        """Reads the prompts, as `Prompts`."""
-        super().__init__(model, head, trie, batch, tree, questions)
+        """Reads the prompts, as `PromptState`."""
+        super().__init__(model, head, trie, batch, tree, scorer)
         self._tree = tree
         self._paths = Paths(self.users, trie.depth, trie.token.device)
 
@@ -158,14 +158,14 @@ class Reader(Prompts):
         return self.trie.token[torch.stack(nodes)[step, owner]]
 
 
-def last_hidden(model: Any, head: Head, tree: PromptCache, **inputs: Any) -> Tensor:
+def last_hidden(model: Any, head: LMHead, tree: PromptCache, **inputs: Any) -> Tensor:
     """The last hidden states, (rows, d), of a call whose keys and values the tree takes."""
     with head.lifted() as kept:
         model(**inputs, tree=tree)
     return kept[0][0]
 
 
-def read_nodes(model: Any, head: Head, tree: PromptCache, tokens: Tensor, positions: Tensor) -> Tensor:
+def read_nodes(model: Any, head: LMHead, tree: PromptCache, tokens: Tensor, positions: Tensor) -> Tensor:
     """The same of n rows of the tree.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor
 _WARM = 2  # runs before the capture: kernels are compiled and chosen, workspaces allocated
 
 
-class Replayed:
+class CudaGraph:
     """Runs one function, which takes and gives nothing and whose tensors stay where they are.
 
     On CUDA it runs as it is twice, on a stream of its own as captures ask for, and is then captured and replayed. On
@@ -66,7 +66,7 @@ class Replayed:
         here.wait_stream(stream)
 
 
-class Told:
+class LaggedFlag:
     """Whether a flag was set, one run late: the device has a run in its queue while the host waits for the last."""
 
     def __init__(self, flag: Tensor) -> None:
@@ -74,7 +74,7 @@ class Told:
         self._flag = flag
         self._last: tuple[Tensor, torch.cuda.Event] | None = None
 
-    def before(self) -> bool:
+    def previous(self) -> bool:
         """After each run: what the flag was after the run before it, True after the first. On a CPU, what it is."""
         if self._flag.device.type != "cuda":
             return bool(self._flag)

@@ -17,14 +17,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .questions import Children
-from .reader import Prompts, Reader
-from .trie import Trie
+from ..scorer import Children
+from ..state import DecodeState, PromptState
+from ..trie import Trie
 
 EarlyStopping = bool | Literal["never"]
 
 
-class Found(NamedTuple):
+class Hypotheses(NamedTuple):
     """The best titles of each user, best first; -1 and -inf where fewer exist; a score of NaN says that something on
     the way was not finite, and the user's answers mean nothing."""
 
@@ -33,14 +33,14 @@ class Found(NamedTuple):
     log_prob: Tensor  # (B, k) float32, the sum of the tokens' log-probabilities
 
     @classmethod
-    def nothing(cls, users: int, count: int, device: torch.device) -> Found:
+    def nothing(cls, users: int, count: int, device: torch.device) -> Hypotheses:
         leaf = torch.full((users, count), -1, device=device)
         score = torch.full(leaf.shape, -torch.inf, dtype=torch.float32, device=device)
         return cls(leaf, score, score.clone())
 
 
-class Rules(NamedTuple):
-    """What decides which beams go on."""
+class BeamConfig(NamedTuple):
+    """How wide to search, and what decides which beams go on."""
 
     k: int
     """How many titles to return, at most `beams`."""
@@ -54,7 +54,7 @@ class Rules(NamedTuple):
     length_penalty of 0."""
 
 
-class Chosen(NamedTuple):
+class Beams(NamedTuple):
     """The beams that go on, (B, K) each; score -inf is no beam."""
 
     score: Tensor
@@ -62,7 +62,7 @@ class Chosen(NamedTuple):
     parent: Tensor  # which of the beams before it
 
 
-class _Beams(NamedTuple):
+class _LiveBeams(NamedTuple):
     """The running beams, (B, K) each; score -inf is no beam."""
 
     score: Tensor
@@ -71,88 +71,88 @@ class _Beams(NamedTuple):
     ahead: Tensor  # rows after it that are read already: its forced chain
 
 
-def beam(reader: Reader, rules: Rules) -> Found:
-    """Searches."""
-    shape, device = (reader.users, rules.beams), reader.trie.token.device
-    chosen, done = first_step(reader, rules)
-    penalties = divisors(rules, reader.trie)
-    root = torch.arange(reader.users, device=device).unsqueeze(1).expand(shape)
-    running = _advance(reader, _Beams(*chosen[:2], root, torch.zeros_like(root)), chosen)
-    for length in range(2, reader.trie.depth + 1):
+def beam(state: DecodeState, config: BeamConfig) -> Hypotheses:
+    """The k best titles of each user by beam search."""
+    shape, device = (state.users, config.beams), state.trie.token.device
+    chosen, done = first_step(state, config)
+    penalties = divisors(config, state.trie)
+    root = torch.arange(state.users, device=device).unsqueeze(1).expand(shape)
+    running = _advance(state, _LiveBeams(*chosen[:2], root, torch.zeros_like(root)), chosen)
+    for length in range(2, state.trie.depth + 1):
         user, place = (running.score > -torch.inf).nonzero(as_tuple=True)
         if not len(user):
             break
-        found = reader.children(user, running.node[user, place], running.row[user, place])
-        strips = found.strips(user, place, shape)
-        chosen, done = choose(rules, reader.trie, running.score, strips, done, penalties[length], penalties[-1])
-        running = _advance(reader, running, chosen)
-    return best(rules, done)
+        found = state.children(user, running.node[user, place], running.row[user, place])
+        children = found.by_beam(user, place, shape)
+        chosen, done = choose(config, state.trie, running.score, children, done, penalties[length], penalties[-1])
+        running = _advance(state, running, chosen)
+    return best(config, done)
 
 
-def first_step(prompts: Prompts, rules: Rules) -> tuple[Chosen, Found]:
+def first_step(prompts: PromptState, config: BeamConfig) -> tuple[Beams, Hypotheses]:
     """From the prompts to the first tokens; `parent` is 0."""
     user = torch.arange(prompts.users, device=prompts.trie.token.device)
     found = prompts.children(user, torch.zeros_like(user), user)
-    shape = (prompts.users, rules.beams)
+    shape = (prompts.users, config.beams)
     score = found.log_prob.new_full(shape, -torch.inf)
     score[:, 0] = 0
-    strips = found.strips(user, torch.zeros_like(user), shape)
-    penalties = divisors(rules, prompts.trie)
-    nothing = Found.nothing(*shape, user.device)
-    return choose(rules, prompts.trie, score, strips, nothing, penalties[1], penalties[-1])
+    children = found.by_beam(user, torch.zeros_like(user), shape)
+    penalties = divisors(config, prompts.trie)
+    nothing = Hypotheses.nothing(*shape, user.device)
+    return choose(config, prompts.trie, score, children, nothing, penalties[1], penalties[-1])
 
 
-def divisors(rules: Rules, trie: Trie) -> Tensor:
+def divisors(config: BeamConfig, trie: Trie) -> Tensor:
     """(depth + 1,) float32: what the log-probability of a title of each length is divided by."""
     lengths = range(1, trie.depth + 1)
-    powers = [1.0, *(length**rules.length_penalty for length in lengths)]
+    powers = [1.0, *(length**config.length_penalty for length in lengths)]
     return torch.tensor(powers, dtype=torch.float32, device=trie.token.device)
 
 
-def best(rules: Rules, done: Found) -> Found:
+def best(config: BeamConfig, done: Hypotheses) -> Hypotheses:
     """The k first."""
-    return Found(*(column[:, : rules.k] for column in done))
+    return Hypotheses(*(column[:, : config.k] for column in done))
 
 
 def choose(
-    rules: Rules,
+    config: BeamConfig,
     trie: Trie,
     score: Tensor,  # (B, K) of the beams
-    strips: Children,  # (B, K, C) theirs
-    done: Found,  # (B, K)
+    children: Children,  # (B, K, C) theirs
+    done: Hypotheses,  # (B, K)
     divisor: Tensor,  # of titles that end now
     last_divisor: Tensor,  # of the longest
-) -> tuple[Chosen, Found]:
+) -> tuple[Beams, Hypotheses]:
     """One step: the beams that go on, and the finished titles with those that end now. Waits for nobody."""
-    beams = rules.beams
-    total, node, parent = _best(score, strips, 2 * beams)
+    beams = config.beams
+    total, node, parent = _best(score, children, 2 * beams)
     ends = (trie.is_leaf[node] & (total > -torch.inf)) | total.isnan()  # NaN sorts before all: it stays, and is seen
     done = _finish(done, total, node, ends, divisor)
     going, chosen = total.masked_fill(ends, -torch.inf).sort(dim=1, descending=True, stable=True)
     going, chosen = going[:, :beams], chosen[:, :beams]
-    if rules.length_penalty == 0 and rules.early_stopping is not True:
-        going = going.masked_fill(going <= done.score[:, rules.k - 1 : rules.k], -torch.inf)
+    if config.length_penalty == 0 and config.early_stopping is not True:
+        going = going.masked_fill(going <= done.score[:, config.k - 1 : config.k], -torch.inf)
     else:
-        far = rules.early_stopping == "never" and rules.length_penalty > 0
+        far = config.early_stopping == "never" and config.length_penalty > 0
         hopeless = going[:, :1] / (last_divisor if far else divisor) <= done.score[:, -1:]
         full = done.score[:, -1:] > -torch.inf
-        going = going.masked_fill(full & (hopeless | (rules.early_stopping is True)), -torch.inf)
-    return Chosen(going, node.gather(1, chosen), parent.gather(1, chosen)), done
+        going = going.masked_fill(full & (hopeless | (config.early_stopping is True)), -torch.inf)
+    return Beams(going, node.gather(1, chosen), parent.gather(1, chosen)), done
 
 
-def _best(score: Tensor, strips: Children, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _best(score: Tensor, children: Children, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Score, node and parent beam of the `count` best continuations, (B, count) each, best first."""
-    users, _, width = strips.node.shape
+    users, _, width = children.node.shape
     live = score.unsqueeze(2) > -torch.inf
-    total = torch.where(live, score.unsqueeze(2) + strips.log_prob, -torch.inf).view(users, -1)
+    total = torch.where(live, score.unsqueeze(2) + children.log_prob, -torch.inf).view(users, -1)
     top, at = total.topk(min(count, total.shape[1]), dim=1)
     pad = (0, count - top.shape[1])
-    parts = (top, -torch.inf), (strips.node.view(users, -1).gather(1, at), 0), (at // width, 0)
+    parts = (top, -torch.inf), (children.node.view(users, -1).gather(1, at), 0), (at // width, 0)
     best, node, parent = (torch.nn.functional.pad(x, pad, value=value) for x, value in parts)
     return best, node, parent
 
 
-def _finish(done: Found, score: Tensor, node: Tensor, ends: Tensor, divisor: Tensor) -> Found:
+def _finish(done: Hypotheses, score: Tensor, node: Tensor, ends: Tensor, divisor: Tensor) -> Hypotheses:
     """The finished titles with those that end now; only a place among the first K continuations counts."""
     beams = done.leaf.shape[1]
     ended = score[:, :beams].masked_fill(~ends[:, :beams], -torch.inf)
@@ -160,15 +160,15 @@ def _finish(done: Found, score: Tensor, node: Tensor, ends: Tensor, divisor: Ten
     order = ranked.sort(dim=1, descending=True, stable=True)[1][:, :beams]
     leaf = torch.cat([done.leaf, node[:, :beams].masked_fill(ended == -torch.inf, -1)], 1)
     log_prob = torch.cat([done.log_prob, ended], 1)
-    return Found(leaf.gather(1, order), ranked.gather(1, order), log_prob.gather(1, order))
+    return Hypotheses(leaf.gather(1, order), ranked.gather(1, order), log_prob.gather(1, order))
 
 
-def _advance(reader: Reader, old: _Beams, chosen: Chosen) -> _Beams:
+def _advance(state: DecodeState, old: _LiveBeams, chosen: Beams) -> _LiveBeams:
     """The chosen continuations as beams; the nodes that no chain has read yet are read."""
     score, node, parent = chosen
     above, ahead = old.row.gather(1, parent), old.ahead.gather(1, parent) - 1
     row = above + 1
     user, place = ((score > -torch.inf) & (ahead < 0)).nonzero(as_tuple=True)
     if len(user):
-        row[user, place], ahead[user, place] = reader.read(user, node[user, place], above[user, place])
-    return _Beams(score, node, row, ahead)
+        row[user, place], ahead[user, place] = state.read(user, node[user, place], above[user, place])
+    return _LiveBeams(score, node, row, ahead)

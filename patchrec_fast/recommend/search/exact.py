@@ -3,8 +3,8 @@
 
 A title's log-probability is at most that of any node on its path, so a node that is no better than the k-th best
 finished title need not be entered. Entries of the frontier are visited by falling bound, the best of every user at
-once. A bound comes from the tokens that titles use alone (`Reader.bounds`), a small part of the head's work; only when
-an entry comes to the front is its parent's log-sum-exp over the vocabulary computed, which gives all its siblings
+once. A bound comes from the tokens that titles use alone (`DecodeState.bounds`), a small part of the head's work; only
+when an entry comes to the front is its parent's log-sum-exp over the vocabulary computed, which gives all its siblings
 their true log-probabilities too. So most of the nodes that are read never meet the full vocabulary, and the answer is
 the same. The order of visits is that of A* (Hart, Nilsson and Raphael 1968), the bound its admissible heuristic.
 """
@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .beam import Found
-from .reader import Reader
+from ..state import DecodeState
+from .beam import Hypotheses
 
 
 class _Frontier(NamedTuple):
@@ -36,35 +36,35 @@ class _Frontier(NamedTuple):
         return _Frontier(*map(torch.cat, zip(self, other, strict=True)))
 
 
-def exact(reader: Reader, k: int) -> Found:
+def exact(state: DecodeState, k: int) -> Hypotheses:
     """Searches; titles whose log-probabilities are equal come in any order."""
-    return _Search(reader, k).run()
+    return _Search(state, k).run()
 
 
 class _Search:
     """The state of one batch."""
 
-    def __init__(self, reader: Reader, k: int) -> None:
-        self.reader, self.k = reader, k
-        self.leaf = torch.full((reader.users, k), -1, device=reader.trie.token.device)
+    def __init__(self, state: DecodeState, k: int) -> None:
+        self.state, self.k = state, k
+        self.leaf = torch.full((state.users, k), -1, device=state.trie.token.device)
         self.score = torch.full(self.leaf.shape, -torch.inf, dtype=torch.float32, device=self.leaf.device)
         self.taken = self.score.new_empty(0)  # (rows,) the log-sum-exp that each row's bounds are over
 
-    def run(self) -> Found:
-        root = torch.arange(self.reader.users, device=self.leaf.device)
+    def run(self) -> Hypotheses:
+        root = torch.arange(self.state.users, device=self.leaf.device)
         frontier = self._children(root, torch.zeros_like(root), root, self.score.new_zeros(len(root)))
         # Grows: little is read in vain early, and the rounds are few. Doubled, half as many nodes again are read.
         width = 2 * self.k
         while len(frontier.user):
             order, rank = _ranked(frontier.user, frontier.bound)
             frontier, front = frontier.only(order), rank < width
-            told, vague = front & frontier.true, (rank < 2 * self.k) & ~frontier.true
-            visited, ends = frontier.only(told), self.reader.trie.is_leaf[frontier.node[told]]
+            settled, loose = front & frontier.true, (rank < 2 * self.k) & ~frontier.true
+            visited, ends = frontier.only(settled), self.state.trie.is_leaf[frontier.node[settled]]
             self._finish(visited.only(ends))
-            frontier = self._told(frontier, vague).only(~told).and_also(self._entered(visited.only(~ends)))
+            frontier = self._tightened(frontier, loose).only(~settled).and_also(self._entered(visited.only(~ends)))
             frontier = frontier.only(frontier.bound > self.score[frontier.user, -1])
-            width = min(width * 3 // 2 + 1, len(self.reader.trie))
-        return Found(self.leaf, self.score, self.score)
+            width = min(width * 3 // 2 + 1, len(self.state.trie))
+        return Hypotheses(self.leaf, self.score, self.score)
 
     def _finish(self, ended: _Frontier) -> None:
         """The k best of each user, with these titles."""
@@ -76,13 +76,13 @@ class _Search:
         best = order[rank < k]
         self.leaf, self.score = leaf[best].view(users, k), score[best].view(users, k)
 
-    def _told(self, frontier: _Frontier, vague: Tensor) -> _Frontier:
+    def _tightened(self, frontier: _Frontier, loose: Tensor) -> _Frontier:
         """The frontier with the true log-probabilities of these entries (F,) and of their siblings."""
-        rows = frontier.above[vague].unique()
+        rows = frontier.above[loose].unique()
         if not len(rows):
             return frontier
         late, known = torch.zeros_like(self.taken), torch.zeros_like(self.taken, dtype=torch.bool)
-        late[rows], known[rows] = self.taken[rows] - self.reader.total(rows), True
+        late[rows], known[rows] = self.taken[rows] - self.state.total(rows), True
         late, known = late[frontier.above], known[frontier.above]
         self._spoil(frontier.user[late.isnan()])
         return frontier._replace(bound=frontier.bound + late, true=frontier.true | known)
@@ -96,12 +96,12 @@ class _Search:
         end, and read whole they were 2.4 times the rows in as many calls of the model."""
         if not len(entries.user):
             return entries
-        row, _ = self.reader.read(entries.user, entries.node, entries.above, chains=False)
+        row, _ = self.state.read(entries.user, entries.node, entries.above, chains=False)
         return self._children(entries.user, entries.node, row, entries.bound)
 
     def _children(self, user: Tensor, node: Tensor, row: Tensor, score: Tensor) -> _Frontier:
         """The entries of n nodes' children that may be among the best."""
-        found, taken = self.reader.bounds(user, node, row)
+        found, taken = self.state.bounds(user, node, row)
         self._spoil(user[found.log_prob[:, 0].isnan()])
         if taken is not None:
             new = max(0, int(row.max()) + 1 - len(self.taken))

@@ -24,13 +24,13 @@ from ..hf.cache import TreeCache, Trunk
 from ..hf.fixed_tree import FixedTree
 from ..layout import PackedBatch, Packer
 from ..layout.policies import check_count
-from .beam import Rules
-from .fixed import FixedBeam
-from .graph import Replayed
-from .head import Head
-from .model import Autocast, called, ready
-from .questions import NORMALIZE, Normalize, Questions, closed_nodes
-from .reader import Prompts, Reader, prompt_rows
+from .lm_head import LMHead
+from .modes import Autocast, called, ready
+from .scorer import NORMALIZE, Normalize, TokenScorer, closed_nodes
+from .search.beam import BeamConfig
+from .search.cuda_graph import CudaGraph
+from .search.static_beam import StaticBeamSearch
+from .state import DecodeState, PromptState, prompt_rows
 from .trie import Trie
 
 _ROOM = 1.25  # of what a batch needs, so that the next, of other histories, most often fits
@@ -69,7 +69,7 @@ class Run:
     def __init__(
         self,
         model: Any,
-        head: Head,
+        head: LMHead,
         packer: Packer,
         trie: Trie,
         normalize: Normalize,
@@ -89,29 +89,29 @@ class Run:
         self._forward = called(model, autocast)
         self._keeps_trunk = not _rotates_by_length(model)
         self._trie = trie.to(self._device)
-        self._questions = Questions(head, self._trie, normalize)
+        self._scorer = TokenScorer(head, self._trie, normalize)
         self._exclude_seen = exclude_seen
         self._trunk: Trunk | None = None
-        self._rules: Rules | None = None  # of a search in steps of one shape
+        self._config: BeamConfig | None = None  # of a search in steps of one shape
         self._graphs_required = False
-        self._fixed: FixedBeam | None = None
+        self._static: StaticBeamSearch | None = None
 
-    def fix(self, rules: Rules, required: bool) -> None:
+    def use_static_shapes(self, config: BeamConfig, required: bool) -> None:
         """Beams are searched in steps of one shape, if they can be.
 
         Raises:
             RuntimeError: required, and they cannot.
         """
-        reason = _why_not_fixed(self._model, self._device) or _mostly_empty(self._host_trie, rules.beams)
+        reason = _why_not_static(self._model, self._device) or _mostly_empty(self._host_trie, config.beams)
         if reason is None:
-            self._rules, self._graphs_required = rules, required
+            self._config, self._graphs_required = config, required
         elif required:
             raise RuntimeError(f"cuda_graphs=True cannot serve this call: {reason}")
 
     def decode(
-        self, users: Users, decode: Callable[[Reader], Answers], batch_size: int
+        self, users: Users, decode: Callable[[DecodeState], Answers], batch_size: int
     ) -> list[tuple[Answers, Tensor]]:
-        """What `decode` makes of each batch and how much it asked, on the CPU, users in order.
+        """What `decode` makes of each batch and how many nodes it scored, on the CPU, users in order.
 
         For who has the model alone, in `recommend.model.own_modes`.
         """
@@ -132,20 +132,20 @@ class Run:
                     parts.append(made)
         return parts
 
-    def _attempt(self, batch: Users, decode: Callable[[Reader], Answers]) -> tuple[Answers, Tensor] | None:
+    def _attempt(self, batch: Users, decode: Callable[[DecodeState], Answers]) -> tuple[Answers, Tensor] | None:
         """None where memory ran out and there is more than one user."""
         try:
             return self._one(batch, decode)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
-        self._fixed = None  # made for as many users
+        self._static = None  # made for as many users
         gc.collect()  # the failed attempt's tensors may hang in reference cycles
         torch.cuda.empty_cache()
         warnings.warn(f"{len(batch)} users at once do not fit into memory; halving the batch", stacklevel=5)
         return None
 
-    def _one(self, batch: Users, decode: Callable[[Reader], Answers]) -> tuple[Answers, Tensor]:
+    def _one(self, batch: Users, decode: Callable[[DecodeState], Answers]) -> tuple[Answers, Tensor]:
         with self._part("pack"):
             packed = self._packer.pack(tuple(batch), seed=0, prefixes=int(self._trunk is None))
             self._close(batch)
@@ -154,56 +154,58 @@ class Run:
         with self._part("decode"):
             made = search()
         self.rows += prompts.rows
-        return tuple(each.cpu() for each in made), prompts.asked.cpu()
+        return tuple(each.cpu() for each in made), prompts.num_scored.cpu()
 
-    def _read(self, packed: PackedBatch, decode: Callable[[Reader], Answers]) -> tuple[Prompts, Callable[[], Answers]]:
+    def _read(
+        self, packed: PackedBatch, decode: Callable[[DecodeState], Answers]
+    ) -> tuple[PromptState, Callable[[], Answers]]:
         """The prompts, read, and the search that waits."""
         lengths, left_out = (rows.tolist() for rows in prompt_rows(packed))
         known = self._forward, self._head, self._trie, packed
-        prompts: Prompts
+        prompts: PromptState
         search: Callable[[], Answers]
-        if self._rules is None:
+        if self._config is None:
             tree = TreeCache(lengths, left_out, self._trunk)
-            prompts = reader = Reader(*known, tree, self._questions)
-            search = partial(decode, reader)
+            prompts = state = DecodeState(*known, tree, self._scorer)
+            search = partial(decode, state)
         else:
-            fixed = self._with_room(self._rules, lengths)
-            fixed.tree.renew(lengths, left_out, self._trunk)
-            prompts = Prompts(*known, fixed.tree, self._questions)
-            search = partial(fixed.search, prompts)
+            static = self._with_room(self._config, lengths)
+            static.tree.renew(lengths, left_out, self._trunk)
+            prompts = PromptState(*known, static.tree, self._scorer)
+            search = partial(static.search, prompts)
         if self._trunk is None and self._keeps_trunk:
             self._trunk = prompts.tree.trunk(len(self._packer.prompt.prefix))
         return prompts, search
 
-    def _with_room(self, rules: Rules, lengths: list[int]) -> FixedBeam:
+    def _with_room(self, config: BeamConfig, lengths: list[int]) -> StaticBeamSearch:
         """A search with room for prompts of these rows: the last batch's where it has."""
-        if self._fixed is None or not self._fixed.tree.fits(lengths):
+        if self._static is None or not self._static.tree.fits(lengths):
             needed = (len(lengths), ceil(_ROOM * sum(lengths)), ceil(_ROOM * max(lengths)))
-            had = (0, 0, 0) if self._fixed is None else self._fixed.tree.room
+            had = (0, 0, 0) if self._static is None else self._static.tree.room
             users, rows, longest = map(max, needed, had)
-            self._fixed = None  # its memory, before there is another's
-            tree = FixedTree(users, rules.beams, self._trie.depth - 1, rows, longest, self._device)
-            step = Replayed(self._device, required=self._graphs_required)
-            self._fixed = FixedBeam(self._forward, self._head, self._trie, self._questions, rules, tree, step)
-        return self._fixed
+            self._static = None  # its memory, before there is another's
+            tree = FixedTree(users, config.beams, self._trie.depth - 1, rows, longest, self._device)
+            step = CudaGraph(self._device, required=self._graphs_required)
+            self._static = StaticBeamSearch(self._forward, self._head, self._trie, self._scorer, config, tree, step)
+        return self._static
 
     def _make_closable(self, users: int) -> None:
         """So many users can have closed nodes; in the tensor that a graph has seen, where that is large enough."""
-        if self._questions.closed is None or len(self._questions.closed) < users:
-            self._questions.closed = torch.zeros((users, len(self._trie)), dtype=torch.bool, device=self._device)
-            self._fixed = None
+        if self._scorer.closed is None or len(self._scorer.closed) < users:
+            self._scorer.closed = torch.zeros((users, len(self._trie)), dtype=torch.bool, device=self._device)
+            self._static = None
 
     def _close(self, batch: Users) -> None:
         """Closes the nodes under which a user has seen all."""
-        if self._questions.closed is None:
+        if self._scorer.closed is None:
             return
         user = np.repeat(np.arange(len(batch)), np.diff(batch.offsets))
         seen = np.unique(np.stack([user, batch.flat]), axis=1)  # an item watched twice is one
         pair, count = np.unique(np.stack([seen[0], self._host_trie.leaf_of(seen[1])]), axis=1, return_counts=True)
         user, leaf = torch.from_numpy(pair).to(self._device)
         everything = self._trie.item_first[leaf + 1] - self._trie.item_first[leaf]
-        whole = torch.from_numpy(count).to(self._device) == everything
-        self._questions.closed[: len(batch)] = closed_nodes(self._trie, len(batch), user[whole], leaf[whole])
+        seen_all = torch.from_numpy(count).to(self._device) == everything
+        self._scorer.closed[: len(batch)] = closed_nodes(self._trie, len(batch), user[seen_all], leaf[seen_all])
 
     @contextmanager
     def _part(self, name: str) -> Iterator[None]:
@@ -218,7 +220,7 @@ class Run:
             self.seconds[name] += time.perf_counter() - began
 
 
-def _why_not_fixed(model: Any, device: torch.device) -> str | None:
+def _why_not_static(model: Any, device: torch.device) -> str | None:
     """Why steps of one shape do not serve a model; None where they do."""
     if device.type != "cuda":
         return f"the model is on {device}, expected a CUDA device"

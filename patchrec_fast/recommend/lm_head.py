@@ -27,7 +27,7 @@ _BLOCK = 4096  # tokens at once on a CPU, where only a sum over all is wanted
 _taken: ContextVar[list[Tensor] | None] = ContextVar("taken", default=None)  # what lifted calls of this thread keep
 
 
-class Head:
+class LMHead:
     """What follows the last hidden state: the output embedding, and the scaling or cap that the configuration names.
 
     Attributes:
@@ -122,9 +122,9 @@ class Head:
             logits = logits * self._scale
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
 
-    def subset(self, tokens: Tensor) -> Head:
+    def subset(self, tokens: Tensor) -> LMHead:
         """A head of these tokens alone, (U,); one that is not a plain linear layer computes all and selects."""
-        part = object.__new__(Head)
+        part = object.__new__(LMHead)
         part._module, part._scale, part._cap = self._module, self._scale, self._cap
         part.size = len(tokens)
         module = self._module
@@ -164,7 +164,7 @@ def _called(module: nn.Module, hidden: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _check(model: Any, head: Head) -> int:
+def _check(model: Any, head: LMHead) -> int:
     """The width of the model's logits, having compared them with what its head gave in the same call."""
     token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
     made: list[Tensor] = []

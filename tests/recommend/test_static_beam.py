@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import patchrec_fast as pf
 from patchrec_fast.hf import fixed_tree
-from patchrec_fast.recommend import graph, run
+from patchrec_fast.recommend import engine
+from patchrec_fast.recommend.search import cuda_graph
 from patchrec_fast.reference.tree_attention import tree_attention
 from tests.recommend.test_beam import FAMILIES, SETTINGS
 
@@ -45,7 +46,7 @@ def both(monkeypatch, rec, histories, **options):
     """By a tree that grows, and by steps of one shape, which the CPU otherwise never takes."""
     grown = rec.recommend(histories, cuda_graphs=False, **options)
     with monkeypatch.context() as patch:
-        patch.setattr(run, "_why_not_fixed", lambda model, device: None)
+        patch.setattr(engine, "_why_not_static", lambda model, device: None)
         return grown, rec.recommend(histories, cuda_graphs=True, **options)
 
 
@@ -53,7 +54,7 @@ def assert_same(grown, fixed):
     np.testing.assert_array_equal(fixed.items, grown.items)
     np.testing.assert_allclose(fixed.scores, grown.scores, atol=1e-4, rtol=16 * 2.0**-24)
     np.testing.assert_allclose(fixed.log_probs, grown.log_probs, atol=1e-4, rtol=16 * 2.0**-24)
-    np.testing.assert_array_equal(fixed.scored, grown.scored)
+    np.testing.assert_array_equal(fixed.num_scored, grown.num_scored)
     assert fixed.rows == grown.rows
 
 
@@ -86,7 +87,7 @@ def test_batches_of_other_lengths(monkeypatch, make_model, sample, histories, or
 
 
 def test_more_answers_than_titles(monkeypatch, recommender, histories):
-    monkeypatch.setattr("patchrec_fast.recommend.run._SMALL", 10**6)  # room for as many beams as there are titles
+    monkeypatch.setattr("patchrec_fast.recommend.engine._SMALL", 10**6)  # room for as many beams as there are titles
     grown, fixed = both(monkeypatch, recommender, histories[:2], k=400)
     assert_same(grown, fixed)
     assert (fixed.items[:, -1] == -1).all()
@@ -127,7 +128,7 @@ def test_a_step_waits_for_nobody(unchecked, monkeypatch, make_model, packer, his
             function()
         watched.append(function)
 
-    monkeypatch.setattr(graph.Replayed, "__call__", call)
+    monkeypatch.setattr(cuda_graph.CudaGraph, "__call__", call)
     both(monkeypatch, pf.Recommender(make_model(family), packer), histories, k=5, **options)
     assert watched
 
@@ -152,7 +153,7 @@ def test_a_recorded_step_serves_all_steps(unchecked, monkeypatch, make_model, pa
             traces.append(self._graph)
         return self._graph()
 
-    monkeypatch.setattr(graph.Replayed, "__call__", call)
+    monkeypatch.setattr(cuda_graph.CudaGraph, "__call__", call)
     rec = pf.Recommender(make_model(family), packer)
     options = {"k": 5, "batch_size": 2, "exclude_seen": True}
     grown, fixed = both(monkeypatch, rec, histories[::-1] + histories[1:], **options)
@@ -209,7 +210,7 @@ def test_what_is_asked_of_cuda(monkeypatch, works, required):
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    replayed = graph.Replayed(torch.device("cuda"), required)
+    replayed = cuda_graph.CudaGraph(torch.device("cuda"), required)
     function = lambda: calls.append("run")  # noqa: E731 - one expression
     for _ in range(2):
         replayed(function)
@@ -241,7 +242,7 @@ def test_no_memory_for_a_capture(monkeypatch):
     for name in ("Stream", "current_stream", "stream", "CUDAGraph"):
         monkeypatch.setattr(torch.cuda, name, lambda *args: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    replayed = graph.Replayed(torch.device("cuda"))
+    replayed = cuda_graph.CudaGraph(torch.device("cuda"))
     monkeypatch.setattr(replayed, "_aside", lambda *args: None)
     for _ in range(2):
         replayed(lambda: None)
@@ -275,11 +276,11 @@ def test_the_flag_is_heard_one_run_late(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
     flag = Flag()
-    told = graph.Told(flag)
-    said = [told.before()]
+    lagged = cuda_graph.LaggedFlag(flag)
+    said = [lagged.previous()]
     for value in (False, True):
         flag.value = value
-        said.append(told.before())
+        said.append(lagged.previous())
     assert said == [True, True, False]
     assert next(waited) == 2
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tokens below trie nodes cost, given the hidden states of the nodes: the decoders' questions to the head."""
+"""What the tokens below trie nodes cost, given the hidden states of the nodes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .head import Head
+from .lm_head import LMHead
 from .trie import Trie
 
 Normalize = Literal["vocab", "catalogue", "children"]
@@ -22,18 +22,18 @@ class Children(NamedTuple):
     log_prob: Tensor  # (n, C) float32, of the child's token; -inf where there is none or it is closed; of a node
     # whose logits do not have a finite sum of exponentials, NaN alone, which every search keeps in front
 
-    def strips(self, user: Tensor, place: Tensor, shape: tuple[int, int]) -> Children:
-        """By user and place, (B, K, C): the children of a beam or group; -inf where nobody was asked."""
+    def by_beam(self, user: Tensor, place: Tensor, shape: tuple[int, int]) -> Children:
+        """By user and place, (B, K, C): the children of a beam or group; -inf where none was scored."""
         node = self.node.new_zeros(*shape, self.node.shape[1])
         log_prob = self.log_prob.new_full(node.shape, -torch.inf)
         node[user, place], log_prob[user, place] = self
         return Children(node, log_prob)
 
 
-class Questions:
-    """A head, and the trie whose nodes it is asked about."""
+class TokenScorer:
+    """A head, and the trie whose nodes it scores."""
 
-    def __init__(self, head: Head, trie: Trie, normalize: Normalize = "vocab", closed: Tensor | None = None) -> None:
+    def __init__(self, head: LMHead, trie: Trie, normalize: Normalize = "vocab", closed: Tensor | None = None) -> None:
         """Set up.
 
         Args:
@@ -44,7 +44,7 @@ class Questions:
         """
         self.closed = closed
         self._head, self._trie, self._normalize = head, trie, normalize
-        self._short: Head | None = None  # of title tokens alone
+        self._short: LMHead | None = None  # of title tokens alone
 
     def children(self, hidden: Tensor, user: Tensor, node: Tensor, width: int | None = None) -> Children:
         """What the children of n nodes cost.
@@ -55,7 +55,7 @@ class Questions:
             node: (n,) int64. One without children gives -inf, or NaN where they alone are counted.
             width: C, at least the most children; None finds it out, which waits for the device.
         """
-        found, total = self._ask(hidden, user, node, width)
+        found, total = self._score(hidden, user, node, width)
         if self._normalize == "vocab":
             total = self.total(hidden)
         return Children(found.node, found.log_prob - _finite(total).unsqueeze(1))
@@ -72,7 +72,7 @@ class Questions:
         """
         if self._normalize != "vocab":
             return self.children(hidden, user, node), None
-        found, total = self._ask(hidden, user, node, None)
+        found, total = self._score(hidden, user, node, None)
         rest = self._title_head().rest(hidden)
         total = _finite(total if rest is None else torch.logaddexp(total, rest))
         return Children(found.node, found.log_prob - total.unsqueeze(1)), total
@@ -81,7 +81,7 @@ class Questions:
         """(n,) float32: the log-sum-exp over the vocabulary of each row; NaN where it is not finite."""
         return _finite(self._head.log_sum_exp(hidden))
 
-    def _ask(self, hidden: Tensor, user: Tensor, node: Tensor, width: int | None) -> tuple[Children, Tensor]:
+    def _score(self, hidden: Tensor, user: Tensor, node: Tensor, width: int | None) -> tuple[Children, Tensor]:
         """The children's logits, and (n,) the log-sum-exp of theirs or, but for "children", of all title tokens'."""
         trie = self._trie
         first, count = trie.first[node], trie.first[node + 1] - trie.first[node]
@@ -100,7 +100,7 @@ class Questions:
             found = found.masked_fill_(self.closed[user.unsqueeze(1), child], -torch.inf)
         return Children(child, found), torch.cat(totals)
 
-    def _title_head(self) -> Head:
+    def _title_head(self) -> LMHead:
         if self._short is None:
             self._short = self._head.subset(self._trie.used)
         return self._short
@@ -112,7 +112,7 @@ def _finite(total: Tensor) -> Tensor:
 
 
 def closed_nodes(trie: Trie, users: int, user: Tensor, leaf: Tensor) -> Tensor:
-    """The nodes under which a user has no leaf left, (users, N) bool, as `Questions` takes them.
+    """The nodes under which a user has no leaf left, (users, N) bool, as `TokenScorer` takes them.
 
     Args:
         user, leaf: (C,) int64, each pair a leaf that this user must not reach; each pair once.
