@@ -8,13 +8,13 @@ import pytest
 
 import patchrec_fast as pf
 from patchrec_fast import data
-from patchrec_fast.hf.settings import FILE, POLICIES, Settings
+from patchrec_fast.layout.config import FILE, POLICIES, PromptConfig
 
 ARGUMENTS = {"ItemPatches": 5, "SessionPatches": 3, "RandomItemPatches": 0.25, "Dropout": 0.5}
 
 
 def settings(**changes):
-    return Settings(**{"instruction": "Seen [HISTORY_SEQUENCE]. Next?", **changes})
+    return PromptConfig(**{"instruction": "Seen [HISTORY_SEQUENCE]. Next?", **changes})
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -22,7 +22,7 @@ def test_what_is_saved_is_loaded(name, tmp_path):
     policy = POLICIES[name](*([ARGUMENTS[name]] if name in ARGUMENTS else []))
     before = settings(system="Räte.", separators=False, policy=policy, max_items=None)
     before.save(tmp_path)
-    assert Settings.load(tmp_path) == before
+    assert PromptConfig.load(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
@@ -51,16 +51,16 @@ def test_a_wrong_entry_is_named(change, message, tmp_path):
     fields = json.loads((tmp_path / FILE).read_text())
     (tmp_path / FILE).write_text(json.dumps({**fields, **change}))
     with pytest.raises(ValueError, match=message):
-        Settings.load(tmp_path)
+        PromptConfig.load(tmp_path)
 
 
 def test_a_file_cut_short_and_a_missing_one(tmp_path):
     with pytest.raises(FileNotFoundError, match=FILE):
-        Settings.load(tmp_path)
+        PromptConfig.load(tmp_path)
     settings().save(tmp_path)
     (tmp_path / FILE).write_text((tmp_path / FILE).read_text()[:20])
     with pytest.raises(ValueError, match=FILE):
-        Settings.load(tmp_path)
+        PromptConfig.load(tmp_path)
 
 
 def test_a_policy_of_ones_own_cannot_be_written():

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import _files, _json
-from ..layout import Catalogue, Dropout, ItemPatches, Packer, Prompt, RandomItemPatches, SessionPatches, Text
-from ..layout.policies import Policy, check_count
-from ..layout.prompt import PLACEHOLDER
+from .catalogue import Catalogue
+from .packing import Packer
+from .policies import Dropout, ItemPatches, Policy, RandomItemPatches, SessionPatches, Text, check_count
+from .prompt import PLACEHOLDER, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +31,7 @@ POLICIES: dict[str, type] = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class PromptConfig:
     """How histories become prompts.
 
     Attributes:
@@ -81,7 +82,7 @@ class Settings:
         _files.write(Path(folder) / FILE, json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Settings:
+    def load(cls, folder: str | os.PathLike[str]) -> PromptConfig:
         """Reads what `save` wrote.
 
         Raises:

@@ -52,7 +52,7 @@ def split_by_rows(rows: NDArray[np.int64], parts: int, most: int) -> NDArray[np.
         starts.append(start + size)
 
     # The last step takes from the ones before it what it lacks for one sample a micro-batch. Fewer samples never
-    # make a micro-batch of `deal` heavier, so all still fit.
+    # make a micro-batch of `balanced` heavier, so all still fit.
     steps = len(starts) - 1
     if len(rows) < steps * parts:
         return np.array(starts[:-1])
@@ -60,7 +60,7 @@ def split_by_rows(rows: NDArray[np.int64], parts: int, most: int) -> NDArray[np.
     return np.minimum(starts, latest)
 
 
-def deal(rows: NDArray[np.int64], parts: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def balanced(rows: NDArray[np.int64], parts: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The samples of a step in its micro-batches.
 
     Args:
@@ -77,7 +77,7 @@ def deal(rows: NDArray[np.int64], parts: int) -> tuple[NDArray[np.int64], NDArra
 
 
 def _heaviest(rows: NDArray[np.int64], parts: int) -> int:
-    """The most rows of a micro-batch of `deal`."""
+    """The most rows of a micro-batch of `balanced`."""
     if parts == 1:
         return int(rows.sum())
     return int(np.bincount(_there_and_back(len(rows), parts), weights=np.sort(rows)[::-1]).max())

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchrec_fast.train.dealing import deal, split_by_count, split_by_rows
+from patchrec_fast.train.balance import balanced, split_by_count, split_by_rows
 
 
 def batches(rows, starts, parts):
     """Every micro-batch as a list of sample numbers, dealt as the module says in words."""
     made = []
     for first, last in itertools.pairwise(starts):
-        order, counts = deal(rows[first:last], parts)
+        order, counts = balanced(rows[first:last], parts)
         assert sorted(order) == list(range(last - first))
         made += [list(part + first) for part in np.split(order, np.cumsum(counts)[:-1])]
     return made
@@ -75,7 +75,7 @@ def test_a_budget_is_used():
 @pytest.mark.parametrize("parts", [2, 8])
 def test_parts_are_nearly_equal(parts):
     rows = np.random.default_rng(0).integers(80, 500, 16 * parts)
-    order, counts = deal(rows, parts)
+    order, counts = balanced(rows, parts)
     loads = [part.sum() for part in np.split(rows[order], np.cumsum(counts)[:-1])]
     unsorted = rows.reshape(parts, -1).sum(1)
     assert max(loads) / np.mean(loads) < 1.03
@@ -83,6 +83,6 @@ def test_parts_are_nearly_equal(parts):
 
 
 def test_few_samples_by_hand():
-    order, counts = deal(np.array([5, 9, 1, 7, 3]), 2)
+    order, counts = balanced(np.array([5, 9, 1, 7, 3]), 2)
     parts = np.split(order, np.cumsum(counts)[:-1])
     assert [list(part) for part in parts] == [[1, 4, 2], [3, 0]]  # 9 | 7 5 | 3 1
