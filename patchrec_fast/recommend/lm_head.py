@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..hf import head as losses
 from ..hf.modules import keeps_forward, serves
+from ..hf.supervised import head_forward
 
 _CHUNK = 1 << 24  # logits at once: 64 MiB of float32
 _BLOCK = 4096  # tokens at once on a CPU, where only a sum over all is wanted
@@ -61,7 +61,7 @@ class LMHead:
     def _plain(self) -> bool:
         """Whether the logits are a product with a weight that is whole, as the module is now; attached or not."""
         module = self._module
-        if not keeps_forward(module, nn.Linear) and not serves(module, losses._head):
+        if not keeps_forward(module, nn.Linear) and not serves(module, head_forward):
             return False
         return type(module.weight) in (Tensor, nn.Parameter) and not module._forward_hooks
 

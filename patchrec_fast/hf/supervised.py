@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss of large calls: the head gives losses, not logits.
+"""The loss of a packed call: on the supervised rows, and without logits where those would be large.
+
+transformers' own forward leaves the other rows out, told by `logits_to_keep` (a 1-D index, which Liger's forward takes
+too) and `shift_labels`. Its loss is a cross-entropy of float32 logits, a mean over the supervised rows, or their sum
+over `num_items_in_batch` where the trainer gives that.
 
 A packed call with many supervised rows would hold 14 bytes for each of its N x V logits (measured, bfloat16: the
 logits, their float32 copy, log-probabilities and gradients). Above a size the model runs a forward of ours, its
@@ -15,6 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..layout.batch import supervised_rows
 from .linear_loss import IGNORE, linear_cross_entropy
 from .modules import inner_of, keeps_forward, restore, serves
 
@@ -23,6 +28,28 @@ LOSSES = ("auto", "dense", "chunked")
 DENSE = 2**28
 # Whose forward is exactly decoder, `lm_head`, `loss_function`; the Gemmas' unless they cap the logits.
 FAMILIES = ("Gemma", "Gemma2", "Gemma3", "Llama", "Mistral", "Olmo2", "Phi3", "Qwen2", "Qwen3", "SmolLM3")
+_LOSS_HAS_AN_OWNER = ("fused_lm_head", "shift_labels", "logits_to_keep")  # TRL; a caller who does it by hand
+
+
+def on_supervised_rows(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What to add to a packed call so that only supervised rows reach the head.
+
+    Args:
+        kwargs: the call's: `labels` (1, R) int64, not shifted, -100 where unsupervised; and `supervised_rows`
+            (N,) int64, the rows whose successor is supervised, which `PackedBatch.model_inputs` finds on the host
+            (finding them here waits for a GPU).
+
+    Returns:
+        `logits_to_keep` (N,) and `shift_labels` (1, N); nothing where there are no labels or where the caller owns
+        the loss (TRL's `fused_lm_head`, or `shift_labels` or `logits_to_keep` given).
+    """
+    labels: Tensor | None = kwargs.get("labels")
+    if labels is None or any(name in kwargs for name in _LOSS_HAS_AN_OWNER):
+        return {}
+    rows = kwargs.get("supervised_rows")
+    if rows is None:
+        rows = supervised_rows(labels[0])
+    return {"logits_to_keep": rows, "shift_labels": labels[:, rows + 1]}
 
 
 def install(model: Any, loss: str, undo: ExitStack) -> None:
@@ -50,7 +77,7 @@ def install(model: Any, loss: str, undo: ExitStack) -> None:
             raise RuntimeError(_refusal(reason))
         return
     head = inner.get_output_embeddings()
-    for module, function in ((inner, _forward_of(type(inner), always=loss == "chunked")), (head, _head)):
+    for module, function in ((inner, _forward_of(type(inner), always=loss == "chunked")), (head, head_forward)):
         module.forward = MethodType(function, module)
         undo.callback(restore, module, module.forward)
 
@@ -111,7 +138,7 @@ def _why_not_now(inner: Any, head: nn.Module) -> str | None:
 
     if inner.loss_function is not ForCausalLMLoss:
         return "it has a loss function of its own"
-    if not serves(head, _head):
+    if not serves(head, head_forward):
         return "its head has been replaced or sharded by tensor, or a hook reads its logits"
     return None
 
@@ -140,7 +167,7 @@ def _without_logits(
     return out if (self.config.return_dict if return_dict is None else return_dict) else out.to_tuple()
 
 
-def _head(self: nn.Linear, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+def head_forward(self: nn.Linear, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
     """The forward of a plain head while attached: (N,) losses with labels; without, the one it had."""
     if labels is None:
         return nn.Linear.forward(self, hidden)

@@ -6,7 +6,7 @@ import torch
 
 import patchrec_fast as pf
 from patchrec_fast.hf import attach
-from patchrec_fast.hf.loss import on_supervised_rows
+from patchrec_fast.hf.supervised import on_supervised_rows
 from tests.hf.conftest import FAMILIES
 from tests.hf.oracle import predicting
 

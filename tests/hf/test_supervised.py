@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import patchrec_fast as pf
-from patchrec_fast.hf import attach, head, linear_loss
+from patchrec_fast.hf import attach, linear_loss, supervised
 from tests.hf.conftest import WIDE_FAMILIES
 from tests.hf.oracle import alone, assert_same_step, packed
 from tests.hf.test_detach import assert_equal, snapshot
@@ -27,7 +27,7 @@ def batch(pack):
     return pack(pf.SessionPatches(group=2), users=3)
 
 
-def supervised(batch):
+def count_of(batch):
     return int((batch.labels != -100).sum())
 
 
@@ -44,7 +44,7 @@ def test_a_step_equals_each_user_alone(make_model, batch, family):
 
 
 def test_every_known_family_is_tested():
-    assert {family.partition("-")[0] for family in EXACT} | {"gemma2"} == {name.lower() for name in head.FAMILIES}
+    assert {family.partition("-")[0] for family in EXACT} | {"gemma2"} == {name.lower() for name in supervised.FAMILIES}
 
 
 def test_soft_caps_of_logits_are_refused_and_their_absence_is_not(make_model, batch):
@@ -61,17 +61,17 @@ def test_auto_goes_by_the_number_of_logits(make_model, batch, monkeypatch):
     exact = alone(model, batch)
     attach(model)
     assert packed(model, batch).logits is not None
-    count = supervised(batch) * model.config.vocab_size
-    monkeypatch.setattr(head, "DENSE", count)
+    count = count_of(batch) * model.config.vocab_size
+    monkeypatch.setattr(supervised, "DENSE", count)
     assert packed(model, batch).logits is not None
-    monkeypatch.setattr(head, "DENSE", count - 1)
+    monkeypatch.setattr(supervised, "DENSE", count - 1)
     made = packed(model, batch)
     assert made.logits is None
     assert_same_step(made, exact, batch)
 
 
 def test_dense_never_does(make_model, batch, monkeypatch):
-    monkeypatch.setattr(head, "DENSE", 0)
+    monkeypatch.setattr(supervised, "DENSE", 0)
     model = make_model("llama")
     attach(model, loss="dense")
     assert packed(model, batch).logits is not None
@@ -83,7 +83,7 @@ def test_num_items_in_batch_divides_the_sum(make_model, batch, count):
     attach(model, loss="chunked")
     mean = model(batch).loss
     made = model(batch, num_items_in_batch=count).loss
-    torch.testing.assert_close(made, mean * supervised(batch) / 7)
+    torch.testing.assert_close(made, mean * count_of(batch) / 7)
 
 
 def test_without_a_supervised_row(make_model, batch):
@@ -170,7 +170,7 @@ def test_compiled_without_graph_breaks(make_model, pack, monkeypatch):
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()
-    monkeypatch.setattr(head, "DENSE", 100)
+    monkeypatch.setattr(supervised, "DENSE", 100)
     model = make_model("llama", num_hidden_layers=1)
     batches = [pack(pf.SessionPatches(group=2), users=users, first=users - 3) for users in (4, 5)]
     exact = [alone(model, batch) for batch in batches]
@@ -248,7 +248,7 @@ def own_loss(model):
 )
 def test_what_changes_after_attaching(make_model, batch, monkeypatch, change, message):
     """auto then gives the loss that transformers gives; chunked says why it cannot."""
-    monkeypatch.setattr(head, "DENSE", 0)
+    monkeypatch.setattr(supervised, "DENSE", 0)
     asked, left = make_model("llama"), make_model("llama")
     torch.manual_seed(1)
     attach(asked, loss="chunked")
@@ -305,12 +305,12 @@ def refused_subclass(make_model):
         (refused_family, "GraniteForCausalLM's forward is not known"),
         (refused_subclass, "Own's forward is not known"),
         (refused_forward, "LlamaForCausalLM's forward has been replaced"),
-        (refused_head, "its head is no plain linear layer but .*test_head.Scaled"),
+        (refused_head, "its head is no plain linear layer but .*test_supervised.Scaled"),
     ],
 )
 def test_models_that_make_their_logits(make_model, batch, monkeypatch, make, message):
     """chunked refuses and changes nothing; auto leaves it to the model."""
-    monkeypatch.setattr(head, "DENSE", 0)
+    monkeypatch.setattr(supervised, "DENSE", 0)
     model = make(make_model)
     before = snapshot(model)
     with pytest.raises(RuntimeError, match=message):
