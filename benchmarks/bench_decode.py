@@ -19,7 +19,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from patchrec_fast import Packer, Recommender, SessionPatches, Text, attach
-from patchrec_fast.evaluate.profile import SETTINGS, Setting, long_histories
+from patchrec_fast.evaluation.profile import SETTINGS, Setting, long_histories
 from patchrec_fast.layout import Policy
 from patchrec_fast.recommend import Recommendations
 

@@ -17,7 +17,7 @@ import torch
 
 from patchrec_fast import Packer, Recommender
 from patchrec_fast.cli.profile import SHAPES
-from patchrec_fast.evaluate.profile import SETTINGS, Setting, long_histories
+from patchrec_fast.evaluation.profile import SETTINGS, Setting, long_histories
 from patchrec_fast.recommend.recommender import Method
 
 from . import bench_decode, harness, machine, results

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from patchrec_fast import ItemPatches, PackedBatch, Packer, SessionPatches, Text
-from patchrec_fast.evaluate import measure_compression
+from patchrec_fast.evaluation import measure_compression
 from patchrec_fast.layout import Policy
 
 from . import cells, figures, harness, machine, results, shapes

@@ -5,7 +5,7 @@ Importing this imports torch and NumPy, neither Triton nor transformers.
 """
 
 from ._version import __version__ as __version__
-from .evaluate import evaluate as evaluate
+from .evaluation import evaluate as evaluate
 from .hf import attach as attach
 from .layout import Catalogue as Catalogue
 from .layout import Dropout as Dropout

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .hf.settings import Settings
+from .layout.config import PromptConfig
 from .layout.prompt import END, SEPARATOR, START
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def open_trained(folder: Name, dtype: torch.dtype | str = "auto") -> tuple[PreTr
         FileNotFoundError, ValueError: as `open_model`; no `patchrec.json`, or a damaged one; a model or tokenizer
             without the marks; a chat template that cannot make the prompt.
     """
-    settings = Settings.load(folder)
+    settings = PromptConfig.load(folder)
     model, tokenizer = open_model(folder, dtype)
     vocabulary = tokenizer.get_vocab()
     if missing := [mark for mark in (START, END, SEPARATOR) if mark not in vocabulary]:

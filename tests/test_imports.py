@@ -30,7 +30,7 @@ def test_importing_the_package_imports_torch_and_nothing_heavier():
         for name in {heavy!r}:
             sys.modules.pop(name, None)  # what torch itself imports
         import patchrec_fast
-        from patchrec_fast import data, evaluate, info
+        from patchrec_fast import data, evaluation, info
         print(*(name for name in {heavy!r} if name in sys.modules))
         """
     )

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from patchrec_fast import data
-from patchrec_fast.hf.settings import Settings
+from patchrec_fast.layout.config import PromptConfig
 from patchrec_fast.models import open_model, open_tokenizer, open_trained
 from patchrec_fast.train.tiny import tiny_model
 
@@ -28,7 +28,7 @@ def trained(tmp_path_factory):
     model, tokenizer = tiny_model(TITLES, sample, instruction=TEXT, hidden=16, layers=2, heads=2)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    Settings(TEXT).save(folder)
+    PromptConfig(TEXT).save(folder)
     return folder
 
 

@@ -13,10 +13,10 @@ from .. import _files
 from .._lock import only_one
 from .._text import printable
 from ..data import Dataset, Samples
-from ..evaluate import Report, baseline_ranks, evaluate
-from ..evaluate.report import comparison_table, table
-from ..evaluate.run import REPORT, TABLE
-from ..evaluate.samples import checked, users_of
+from ..evaluation import Report, baseline_ranks, evaluate
+from ..evaluation.report import comparison_table, table
+from ..evaluation.run import REPORT, TABLE
+from ..evaluation.samples import checked, users_of
 from ..layout import Catalogue
 from ..train.start import some
 from .models import add_model_arguments, open_recommender, plain, tell

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..hf.settings import Settings
 from ..layout import Packer, Policy
+from ..layout.config import PromptConfig
 from ..models import open_trained
 from ..train.stages import stage
 from ..train.start import SAMPLE, open_data
@@ -63,14 +63,14 @@ def open_recommender(options: argparse.Namespace) -> tuple[Recommender, Dataset]
     """
     from ..recommend import Recommender
 
-    settings = overridden(Settings.load(options.model), options)
+    settings = overridden(PromptConfig.load(options.model), options)
     dataset = open_data(options.data)
     model, tokenizer = open_trained(options.model, DTYPES.get(options.dtype, "auto"))
     packer = settings.packer(dataset.titles, tokenizer)
     return Recommender(model.to(device(options.device)), packer), dataset
 
 
-def overridden(settings: Settings, options: argparse.Namespace) -> Settings:
+def overridden(settings: PromptConfig, options: argparse.Namespace) -> PromptConfig:
     """The settings of a model with the flags that were given, field by field.
 
     Raises:

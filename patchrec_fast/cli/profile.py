@@ -14,7 +14,7 @@ import torch
 
 from .. import _files
 from ..data import sample_tokenizer
-from ..evaluate.profile import (
+from ..evaluation.profile import (
     GROWTH,
     LENGTHS,
     LONG,
@@ -26,8 +26,8 @@ from ..evaluate.profile import (
     plot,
     to_csv,
 )
-from ..hf.settings import FILE, Settings
 from ..layout import Catalogue
+from ..layout.config import FILE, PromptConfig
 from ..layout.prompt import PLACEHOLDER
 from ..models import open_model, open_tokenizer, open_trained
 from ..train.start import SAMPLE, open_data
@@ -112,10 +112,10 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(options: argparse.Namespace) -> tuple[Settings, bool]:
+def _settings(options: argparse.Namespace) -> tuple[PromptConfig, bool]:
     """The prompts of the model, with the flags; and whether a policy of its own is to be measured too."""
     trained = options.model is not None and (Path(options.model) / FILE).is_file()
-    settings = Settings.load(options.model) if trained else Settings(_INSTRUCTION, max_items=None)
+    settings = PromptConfig.load(options.model) if trained else PromptConfig(_INSTRUCTION, max_items=None)
     changed = overridden(settings, options)
     return changed, trained or changed != settings
 
@@ -129,7 +129,7 @@ def _check_place(file: Path) -> None:
         pass
 
 
-def _profiler(options: argparse.Namespace, dataset: Dataset, settings: Settings) -> Profiler:
+def _profiler(options: argparse.Namespace, dataset: Dataset, settings: PromptConfig) -> Profiler:
     place = device(options.device)
     if options.model is not None:
         if options.tokenizer is not None:

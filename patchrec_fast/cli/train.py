@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from .._text import printable
-from ..hf.settings import FILE, Settings
+from ..layout.config import FILE, PromptConfig
 from ..train.recipes import BUILT_IN, TYPES, Recipe, load
 from ..train.run import train
 from ..train.stages import STAGES, stage
@@ -86,7 +86,7 @@ def _saved_prompt(model: str) -> dict[str, Any]:
     """The keys of a recipe that the prompt of a former stage gives; none of a model from elsewhere."""
     if model == TINY or not (Path(model) / FILE).is_file():
         return {}
-    settings = Settings.load(model)
+    settings = PromptConfig.load(model)
     texts = {"instruction": settings.instruction, "system": settings.system or ""}
     rest = {"separators": settings.separators, "max_items": settings.max_items or 0}
     saved = {**texts, **rest, **vars(settings.policy)}

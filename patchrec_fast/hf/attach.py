@@ -22,9 +22,8 @@ from ..layout.batch import PackedBatch
 from ..ops.compress import compress
 from ..ops.plan import Plan
 from . import attention as kernels
-from . import check, configured, head, last_layer, masks
+from . import check, configured, last_layer, masks, supervised
 from .lock import exclusive
-from .loss import on_supervised_rows
 from .modules import inner_of, keeps_forward, serves
 from .positions import check_length
 
@@ -69,7 +68,7 @@ def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Att
     Afterwards `model(**batch.model_inputs())`, or `model(batch)`, gives `.loss` over the supervised rows and the
     logits of the rows that predict them, (1, N, V), or None where they were never made (`loss`); without targets,
     the logits of all rows, (1, R, V). Any other call, such as `generate` or a padded batch, runs as before, on sdpa.
-    In families that are known (`patchrec_fast.hf.head`), the last layer's MLP sees only the rows whose logits are made,
+    In families that are known (`hf.supervised`), the last layer's MLP sees only the rows whose logits are made,
     unless hidden states are asked for or somebody's hook would see the others. Nothing is subclassed and no state-dict
     name changes. Attach after wrapping with PEFT (which calls its inner model without hooks), before DDP, FSDP2 and
     torch.compile; detach before PEFT merges.
@@ -87,7 +86,7 @@ def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Att
             (`patchrec_fast.hf.attention`) or an error; any other name is transformers' own implementation, such
             as "sdpa", "eager" or "flash_attention_2".
         loss: "dense" leaves the loss to transformers, which makes the (N, V) logits; "chunked" makes a block of them
-            at a time and gives none (`patchrec_fast.hf.head`), or raises; "auto" does so where they are more than
+            at a time and gives none (`patchrec_fast.hf.supervised`), or raises; "auto" does so where they are more than
             2^28, 3.5 GiB with what the loss makes of them, and the model allows it. A call whose loss is another's,
             such as Liger's or TRL's, is left to it.
 
@@ -112,7 +111,7 @@ def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Att
         if _is_plain(embedding):
             embedding.forward = MethodType(_embed, embedding)
             undo.callback(vars(embedding).pop, "forward", None)
-        head.install(model, loss, undo)
+        supervised.install(model, loss, undo)
         last_layer.install(model, undo)
         undo.callback(model.register_forward_pre_hook(_hook, with_kwargs=True).remove)
         for decoder in _decoders(inner_of(model)):
@@ -301,9 +300,9 @@ def _read_batch(
         else:
             rows = compress(ids, offsets, embedding).unsqueeze(0)
     packed = {name: value for name, value in kwargs.items() if name not in _FIELDS}
-    supervised = on_supervised_rows(kwargs)
-    packed.update(supervised, inputs_embeds=rows, use_cache=False)
-    if supervised or not torch.is_grad_enabled():  # a row that a caller names twice would get its gradient twice
+    kept = supervised.on_supervised_rows(kwargs)
+    packed.update(kept, inputs_embeds=rows, use_cache=False)
+    if kept or not torch.is_grad_enabled():  # a row that a caller names twice would get its gradient twice
         packed.update(last_layer.kept_rows(model, packed))
     return (), packed
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module as _global_hooks
 
-from .head import family_of
 from .modules import inner_of, restore
+from .supervised import family_of
 
 # Their hooks and forwards gather, move, cast or mark rows, or read none but those they ask logits of.
 _KNOWN = {"accelerate", "deepspeed", "liger_kernel", "patchrec_fast", "torch", "transformers"}

@@ -130,7 +130,7 @@ class Packer:
                 A Generator is used, and advanced, as it is.
             prefixes: how many users, the first ones, get the rows before the history; None is all, or with
                 `share_prefix` one. The others' positions count these rows still. With 0 only a reader that has kept
-                them can read the batch (`recommend.reader`).
+                them can read the batch (`recommend.state`).
 
         Returns:
             PackedBatch on the CPU.

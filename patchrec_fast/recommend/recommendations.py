@@ -27,7 +27,7 @@ class Recommendations:
             the first of them in the catalogue, with `exclude_seen` the first unseen; `Trie.sharing` gives the others.
         log_probs: (B, k) float32, the log-probability of the title and its end; -inf beside -1.
         scores: (B, k) float32, by which they are ordered: log_probs, unless lengths or repetitions are penalised.
-        scored: (B,) int64, how many trie nodes' children were given probabilities.
+        num_scored: (B,) int64, how many trie nodes' children were given probabilities.
         rows: of the prompts, of all users: the language model's tokens. The prefix counts for each user, though all
             users of a call share one reading of it.
         rows_read: those that the model has read, the others being shared or kept (`Recommender.engine`).
@@ -38,7 +38,7 @@ class Recommendations:
     items: NDArray[np.int64]
     log_probs: NDArray[np.float32]
     scores: NDArray[np.float32]
-    scored: NDArray[np.int64]
+    num_scored: NDArray[np.int64]
     rows: int
     rows_read: int
     seconds: dict[str, float]

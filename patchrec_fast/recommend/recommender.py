@@ -20,18 +20,18 @@ from ..hf.modules import unwrapped
 from ..layout import Packer
 from ..layout.histories import Histories, flatten, integers
 from ..layout.policies import check_count, check_number
-from . import files
-from .beam import EarlyStopping, Found, Rules, beam
-from .diverse import diverse
-from .exact import exact
-from .head import Head
-from .model import fingerprint, own_modes
-from .questions import Normalize
-from .reader import Reader
+from . import trie_files
+from .engine import Run, Users
+from .lm_head import LMHead
+from .modes import fingerprint, own_modes
 from .recommendations import Recommendations, most_answers
-from .run import Run, Users
+from .scorer import Normalize
+from .search.beam import BeamConfig, EarlyStopping, Hypotheses, beam
+from .search.diverse import diverse
+from .search.exact import exact
+from .search.exhaustive import score_all_titles
+from .state import DecodeState
 from .trie import Trie
-from .whole import log_probs
 
 Method = Literal["beam", "exact", "diverse"]
 
@@ -63,7 +63,7 @@ class Recommender:
             model: a causal language model of transformers, on one device. Of one that `torch.compile` or
                 DistributedDataParallel wraps, the model inside is called.
             packer: builds the prompts; its catalogue is what can be recommended.
-            trie: of that catalogue, where one is kept (`recommend.files`); None builds it.
+            trie: of that catalogue, where one is kept (`recommend.trie_files`); None builds it.
 
         Raises:
             TypeError: a model without output embeddings.
@@ -75,11 +75,11 @@ class Recommender:
         if trie is None:
             trie = Trie.from_catalogue(packer.catalogue, end)
         else:
-            files.check(trie, packer.catalogue, end)
+            trie_files.check(trie, packer.catalogue, end)
         self.model, self.packer, self.trie = model, packer, trie
         self._model = unwrapped(model)
         with exclusive(self._model):
-            self._head = Head(self._model)
+            self._head = LMHead(self._model)
             check_decoding(self._model)
         self._runs: dict[Hashable, Run] = {}  # inside `engine`
         self._blocks = 0  # of `engine` that somebody is in
@@ -135,7 +135,11 @@ class Recommender:
 
     @contextmanager
     def _run(
-        self, normalize: Normalize, exclude_seen: bool = False, graphed: Rules | None = None, required: bool = False
+        self,
+        normalize: Normalize,
+        exclude_seen: bool = False,
+        graphed: BeamConfig | None = None,
+        required: bool = False,
     ) -> Iterator[Run]:
         """A run with these options, by which nobody else calls the model; inside `engine` the one that there is."""
         device = next(self._model.parameters()).device
@@ -148,7 +152,7 @@ class Recommender:
                 known = self._model, self._head, self.packer, self.trie
                 run = Run(*known, normalize, exclude_seen, autocast, self._cache)
                 if graphed is not None:
-                    run.fix(graphed, required)
+                    run.use_static_shapes(graphed, required)
             yield run
             if self._blocks:
                 self._runs[key] = run
@@ -209,11 +213,11 @@ class Recommender:
             beams: for "beam": how many run side by side, at least k; None is k. More than titles are as many.
             length_penalty: titles are ordered by log-probability over `length ** length_penalty`, which must stay
                 within 1e-30 and 1e30. None is 0 for "beam", and for "diverse" the paper's 1; "exact" takes none.
-            early_stopping: for "beam", as `recommend.beam.beam` has it.
+            early_stopping: for "beam", as `recommend.search.beam.BeamConfig` has it.
             diversity_penalty: for "diverse", from 0 to 1000.
             batch_size: users decoded at once. A batch that does not fit the GPU is halved, with a warning.
             cuda_graphs: for "beam" on a GPU: run the steps of the search as a CUDA graph, which waits for nothing
-                (`recommend.fixed`); the answers are the same. None does so where it can, True or raises.
+                (`recommend.search.static_beam`); the answers are the same. None does so where it can, True or raises.
 
         Raises:
             TypeError: ids that are not integers.
@@ -222,23 +226,23 @@ class Recommender:
             RuntimeError: `cuda_graphs=True` where they cannot serve, and why.
         """
         k, batch_size = check_count("k", k, minimum=1), check_count("batch_size", batch_size, minimum=1)
-        rules = _rules(self.trie, method, k, beams, length_penalty, early_stopping)
+        config = _config(self.trie, method, k, beams, length_penalty, early_stopping)
         penalty = check_number("diversity_penalty", diversity_penalty, 0, _MOST_PENALTY)
         if cuda_graphs is not None and not isinstance(cuda_graphs, bool):
             raise TypeError(f"cuda_graphs: expected True, False or None, got {cuda_graphs!r}")
         if method != "beam" and cuda_graphs:
             raise ValueError(f"cuda_graphs: only method='beam' has them, got {method!r}")
 
-        def decode(reader: Reader) -> Found:
+        def decode(state: DecodeState) -> Hypotheses:
             if method == "exact":
-                return exact(reader, rules.k)
+                return exact(state, config.k)
             if method == "diverse":
-                return diverse(reader, k, penalty, rules.length_penalty)
-            return beam(reader, rules)
+                return diverse(state, k, penalty, config.length_penalty)
+            return beam(state, config)
 
         graphed = method == "beam" and cuda_graphs is not False
         batch = self._users(histories, users)
-        with self._run(normalize, exclude_seen, rules if graphed else None, cuda_graphs is True) as run:
+        with self._run(normalize, exclude_seen, config if graphed else None, cuda_graphs is True) as run:
             parts = run.decode(batch, decode, batch_size)
             rows, rows_read, seconds = run.rows, run.rows_read, run.seconds
         leaf, score, log_prob = (torch.cat(column).numpy() for column in zip(*(each for each, _ in parts), strict=True))
@@ -250,7 +254,7 @@ class Recommender:
             ),
             log_probs=np.pad(log_prob, rest, constant_values=-np.inf),
             scores=np.pad(score, rest, constant_values=-np.inf),
-            scored=torch.cat([asked for _, asked in parts]).numpy(),
+            num_scored=torch.cat([scored for _, scored in parts]).numpy(),
             rows=rows,
             rows_read=rows_read,
             seconds=seconds,
@@ -275,8 +279,8 @@ class Recommender:
         """
         leaf = torch.from_numpy(self.trie.leaf_of(self.packer.catalogue.item_ids))
 
-        def decode(reader: Reader) -> tuple[Tensor]:
-            return (log_probs(reader)[:, leaf.to(reader.trie.token.device)],)
+        def decode(state: DecodeState) -> tuple[Tensor]:
+            return (score_all_titles(state)[:, leaf.to(state.trie.token.device)],)
 
         batch, batch_size = self._users(histories, users), check_count("batch_size", batch_size, minimum=1)
         with self._run(normalize) as run:
@@ -288,7 +292,7 @@ class Recommender:
     def rank(self, histories: Histories, items: ArrayLike, **options: Any) -> NDArray[np.int64]:
         """The rank of an item's title among all titles, by log-probability, 1 for the best: HR and NDCG at any K.
 
-        Titles with equal log-probabilities all get the last of their ranks, as in `evaluate.metrics`.
+        Titles with equal log-probabilities all get the last of their ranks, as in `evaluation.metrics`.
 
         Args:
             items: (B,) item ids, one for each history.
@@ -310,9 +314,9 @@ class Recommender:
         return (table[:, one_each] >= table[np.arange(len(table)), place][:, None]).sum(1)
 
 
-def _rules(
+def _config(
     trie: Trie, method: Method, k: int, beams: int | None, length_penalty: float | None, early_stopping: EarlyStopping
-) -> Rules:
+) -> BeamConfig:
     """What `recommend` was asked for, checked; no more answers and beams than there are titles."""
     if k > (largest := most_answers(trie.titles)):
         raise ValueError(f"k: expected at most {largest}, got {k}; there are {trie.titles} titles")
@@ -331,7 +335,7 @@ def _rules(
     most = _POWER / math.log10(trie.depth)
     length_penalty = check_number("length_penalty", length_penalty, -most, most)
     beams = check_count("beams", k if beams is None else beams, minimum=k)
-    return Rules(min(k, trie.titles), min(beams, trie.titles), length_penalty, early_stopping)
+    return BeamConfig(min(k, trie.titles), min(beams, trie.titles), length_penalty, early_stopping)
 
 
 def _check_finite(scores: NDArray[np.float32]) -> None:

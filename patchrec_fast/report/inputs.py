@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from .. import _json
-from ..evaluate import Report
-from ..evaluate.profile import Profile
+from ..evaluation import Report
+from ..evaluation.profile import Profile
 
 if TYPE_CHECKING:
     from ..train.curves import Point

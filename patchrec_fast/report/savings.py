@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..data import Dataset
-from ..evaluate import measure_compression
+from ..evaluation import measure_compression
 from ..layout import Catalogue, ItemPatches, Packer, Policy, Prompt, SessionPatches
 from ..layout.csr import counting
 from ..layout.csr import offsets as csr_offsets

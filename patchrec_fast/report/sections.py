@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from ..evaluate import Report
-from ..evaluate.profile import Profile
+from ..evaluation import Report
+from ..evaluation.profile import Profile
 from .inputs import Benchmark, Profiles, Run
 from .page import Section, Table
 from .plots import Plot, Series, plot

@@ -22,7 +22,7 @@ from ..layout import Assignment, Packer, Policy, Text
 from ..layout.csr import counting
 from ..layout.csr import offsets as csr_offsets
 from ..layout.policies import check_count
-from .dealing import deal, split_by_count, split_by_rows
+from .balance import balanced, split_by_count, split_by_rows
 from .stages import Stage
 
 _SAMPLES_AT_ONCE = 4096  # bounds memory; about 2 million tokens
@@ -119,7 +119,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
             rows_of = lengths[order]
             starts = split_by_rows(rows_of, parts, most - once) if by_rows else split_by_count(len(order), parts, most)
             for first, last in pairwise(starts):
-                within, counted = deal(rows_of[first:last], parts)
+                within, counted = balanced(rows_of[first:last], parts)
                 dealt.append(order[first:last][within])
                 counts.append(counted)
         if steps is not None:

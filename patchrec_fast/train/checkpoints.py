@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 
 from .. import _json
 from .._files import write
-from ..hf.settings import Settings
+from ..layout.config import PromptConfig
 
 SEAL = "checkpoint.json"
 UNFINISHED = "unfinished"
@@ -30,7 +30,9 @@ _SHAPE = {str: {"bytes": int, "sha256": str}}
 class CheckpointingTrainer(Trainer):
     """The stock Trainer. Each checkpoint has the tokenizer, `patchrec.json` and the seal too; only the newest stay."""
 
-    def __init__(self, *arguments: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings, keep: int, **rest: Any):
+    def __init__(
+        self, *arguments: Any, tokenizer: PreTrainedTokenizerBase, settings: PromptConfig, keep: int, **rest: Any
+    ):
         super().__init__(*arguments, **rest)
         self._tokenizer = tokenizer
         self._settings = settings

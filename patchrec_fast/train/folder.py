@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import __version__, _json
 from .._files import write
-from ..evaluate.fingerprint import differences
+from ..evaluation.fingerprint import differences
 from .recipes import Recipe
 
 RECIPE, RUN, RESULT = "recipe.toml", "run.json", "result.json"

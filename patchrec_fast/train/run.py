@@ -26,11 +26,11 @@ from .. import _json
 from .._files import write
 from .._lock import only_one
 from ..data import Dataset
-from ..evaluate import fingerprint
+from ..evaluation import fingerprint
 from ..hf import Attachment, attach
 from ..hf.attention import KERNELS
-from ..hf.settings import Settings
 from ..layout import Packer
+from ..layout.config import PromptConfig
 from .arguments import trainer_arguments
 from .batches import MicroBatches
 from .folder import RECIPE, RESULT, check_new, check_recipe, check_same, load_result, load_run, start
@@ -51,7 +51,7 @@ class _Run(NamedTuple):
     trainer: Trainer
     curves: Curves
     tokenizer: PreTrainedTokenizerBase
-    settings: Settings
+    settings: PromptConfig
     attachment: Attachment
     samples: int
     began_with: dict[str, Any]
@@ -158,7 +158,7 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
     set_seed(recipe.seed)  # rows added to the embeddings, and adapters, begin at random
     model, tokenizer = open_model(run["model"], run["tokenizer"], dataset.titles, recipe)
     max_items = recipe.max_items or None
-    settings = Settings(recipe.instruction, recipe.system or None, recipe.separators, stage.final, max_items)
+    settings = PromptConfig(recipe.instruction, recipe.system or None, recipe.separators, stage.final, max_items)
     packer = settings.packer(dataset.titles, tokenizer)
     began_with = _began_with(run, model, tokenizer, dataset, packer)
     packer.plan = torch.cuda.is_available()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 
 from patchrec_fast import SessionPatches, data
-from patchrec_fast.hf.settings import Settings
+from patchrec_fast.layout.config import PromptConfig
 from patchrec_fast.train.tiny import tiny_model
 
 INSTRUCTION = "Seen [HISTORY_SEQUENCE]. Next?"
@@ -40,5 +40,5 @@ def folders(tmp_path_factory):
     data.save(dataset, made.data)
     model.save_pretrained(made.model)
     tokenizer.save_pretrained(made.model)
-    Settings(INSTRUCTION, policy=SessionPatches(5), max_items=50).save(made.model)
+    PromptConfig(INSTRUCTION, policy=SessionPatches(5), max_items=50).save(made.model)
     return made

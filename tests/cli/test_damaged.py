@@ -12,7 +12,7 @@ import shutil
 import pytest
 
 from patchrec_fast.cli.main import main
-from patchrec_fast.evaluate import Report
+from patchrec_fast.evaluation import Report
 
 RANDOM = int(os.environ.get("PATCHREC_FAST_DAMAGES", "1"))
 SHAPES = [

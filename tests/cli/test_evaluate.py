@@ -18,8 +18,8 @@ import patchrec_fast as pf
 from patchrec_fast import _files
 from patchrec_fast._lock import only_one
 from patchrec_fast.cli.main import main
-from patchrec_fast.evaluate import Report, baseline_ranks
-from patchrec_fast.hf.settings import Settings
+from patchrec_fast.evaluation import Report, baseline_ranks
+from patchrec_fast.layout.config import PromptConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +36,7 @@ def run(folders, capsys):
 
 
 def by_library(folders, policy=None):
-    settings = Settings.load(folders.model)
+    settings = PromptConfig.load(folders.model)
     tokenizer = AutoTokenizer.from_pretrained(folders.model)
     packer = settings.packer(folders.dataset.titles, tokenizer)
     if policy is not None:
@@ -201,7 +201,7 @@ def test_flags_change_the_saved_policy_field_by_field(run, flags, policy, max_it
 
 def test_a_group_other_than_the_default_stays(folders, tmp_path, run):
     model = copy(folders, tmp_path)
-    Settings("Seen [HISTORY_SEQUENCE]. Next?", policy=pf.SessionPatches(20), max_items=None).save(model)
+    PromptConfig("Seen [HISTORY_SEQUENCE]. Next?", policy=pf.SessionPatches(20), max_items=None).save(model)
     for flags in ([], ["--policy", "pft-s"], ["--policy", "pft-s", "--max-items", "0"]):
         _, _, told = run("--model", model, *flags, "--limit", 1, "--k", 1)
         assert "prompt: SessionPatches(group=20), all items\n" in told

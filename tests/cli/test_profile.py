@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 from patchrec_fast import SessionPatches
 from patchrec_fast.cli.main import main
-from patchrec_fast.evaluate.profile import long_histories
-from patchrec_fast.hf.settings import Settings
+from patchrec_fast.evaluation.profile import long_histories
+from patchrec_fast.layout.config import PromptConfig
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_model_folder(run, folders, tmp_path):
     }
     assert len(list(csv.DictReader((tmp_path / "growth.csv").open()))) == 8
     found = json.loads((tmp_path / "profile.json").read_text())
-    assert found["prompt"] == Settings.load(folders.model).to_dict()
+    assert found["prompt"] == PromptConfig.load(folders.model).to_dict()
     own, *figure_8 = found["compared"]
     assert (own["setting"], own["items"], len(figure_8)) == ("own prompt", 50, 4)
     assert "PFT-S, all items" in shown
@@ -52,7 +52,9 @@ def test_the_prompt_is_the_model_s_own(run, folders, tmp_path):
     pytest.importorskip("matplotlib")
     model = tmp_path / "model"
     shutil.copytree(folders.model, model)
-    settings = Settings("Of all that " * 40 + "[HISTORY_SEQUENCE]: next?", "Be brief.", False, SessionPatches(20), 30)
+    settings = PromptConfig(
+        "Of all that " * 40 + "[HISTORY_SEQUENCE]: next?", "Be brief.", False, SessionPatches(20), 30
+    )
     settings.save(model)
     history = long_histories(folders.dataset, 5, 1)
     flags = ["--model", model, "--more-than", 5, "--users", 1, "--lengths", 5, "--k", 1, "--json", "--out", tmp_path]

@@ -12,7 +12,7 @@ import torch
 from patchrec_fast import Dropout, ItemPatches, SessionPatches, Text, data
 from patchrec_fast.cli import main as cli
 from patchrec_fast.cli import train as command
-from patchrec_fast.hf.settings import Settings
+from patchrec_fast.layout.config import PromptConfig
 from patchrec_fast.train.recipes import TYPES, Recipe, load
 from patchrec_fast.train.stages import STAGES
 from patchrec_fast.train.stages import stage as make_stage
@@ -78,7 +78,7 @@ def test_recipe_and_tokenizer_that_are_not_given(called, monkeypatch):
 
 def test_without_a_recipe_the_next_stage_keeps_the_prompt(called, tmp_path):
     prompt = {"instruction": "Seen: [HISTORY_SEQUENCE].", "separators": False, "max_items": 7}
-    Settings(**prompt).save(tmp_path)
+    PromptConfig(**prompt).save(tmp_path)
     given = ["train", f"--model={tmp_path}", "--data=folder", "--stage=text", "--out=x"]
     cli.main(given)
     cli.main([*given, "--max-items=9"])
@@ -92,11 +92,11 @@ def test_without_a_recipe_the_next_stage_keeps_the_prompt(called, tmp_path):
 
 
 SAVED = [
-    (Settings("A [HISTORY_SEQUENCE].", policy=SessionPatches(20), max_items=None), {"group": 20, "max_items": 0}),
-    (Settings("B [HISTORY_SEQUENCE].", "S", policy=ItemPatches(0)), {"keep": 0, "system": "S"}),
-    (Settings("C [HISTORY_SEQUENCE].", separators=False, policy=Text(), max_items=3),
+    (PromptConfig("A [HISTORY_SEQUENCE].", policy=SessionPatches(20), max_items=None), {"group": 20, "max_items": 0}),
+    (PromptConfig("B [HISTORY_SEQUENCE].", "S", policy=ItemPatches(0)), {"keep": 0, "system": "S"}),
+    (PromptConfig("C [HISTORY_SEQUENCE].", separators=False, policy=Text(), max_items=3),
      {"separators": False, "max_items": 3}),
-    (Settings("D [HISTORY_SEQUENCE].", policy=Dropout(0.25)), {"p": 0.25}),
+    (PromptConfig("D [HISTORY_SEQUENCE].", policy=Dropout(0.25)), {"p": 0.25}),
 ]  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def test_what_a_model_was_trained_with_is_the_default_field_by_field(called, tmp
 
 
 def test_a_recipe_that_replaces_the_prompt_says_so(called, tmp_path, capsys):
-    Settings("Old\x1b [HISTORY_SEQUENCE]").save(tmp_path)
+    PromptConfig("Old\x1b [HISTORY_SEQUENCE]").save(tmp_path)
     given = ["train", f"--model={tmp_path}", "--data=folder", "--stage=text", "--out=x", "--recipe=tiny"]
     cli.main(given)
     [line] = capsys.readouterr().err.splitlines()
@@ -140,7 +140,7 @@ def test_a_recipe_that_replaces_the_prompt_says_so(called, tmp_path, capsys):
 @pytest.mark.parametrize("field", ["keep", "group", "max_items"])
 def test_a_number_of_the_model_that_is_absurd(called, tmp_path, capsys, field):
     policies = {"keep": ItemPatches(10**30), "group": SessionPatches(10**30), "max_items": Text()}
-    Settings("[HISTORY_SEQUENCE]", policy=policies[field], max_items=10**30).save(tmp_path)
+    PromptConfig("[HISTORY_SEQUENCE]", policy=policies[field], max_items=10**30).save(tmp_path)
     assert cli.main(["train", f"--model={tmp_path}", "--data=folder", "--stage=text", "--out=x"]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert f"{tmp_path / 'patchrec.json'}: " in line

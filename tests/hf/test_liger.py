@@ -41,7 +41,7 @@ def batch(pack):
 @pytest.mark.parametrize("first", ["liger", "attach"])
 def test_its_fused_loss_gets_the_supervised_rows(make_model, batch, patched, monkeypatch, first):
     """Whichever comes first, and however large the call."""
-    monkeypatch.setattr("patchrec_fast.hf.head.DENSE", 0)
+    monkeypatch.setattr("patchrec_fast.hf.supervised.DENSE", 0)
     model, seen = patched
     exact = alone(make_model("llama"), batch)
     if first == "attach":

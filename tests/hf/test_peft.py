@@ -82,7 +82,7 @@ def test_without_logits(wrap, batch, kind, monkeypatch):
     ],
 )
 def test_an_adapted_head_makes_its_logits(wrap, batch, kind, family, wrapper, monkeypatch):
-    monkeypatch.setattr("patchrec_fast.hf.head.DENSE", 0)
+    monkeypatch.setattr("patchrec_fast.hf.supervised.DENSE", 0)
     model = wrap(kind, family)
     with pytest.raises(RuntimeError, match=rf"its head is no plain linear layer but peft\..*{wrapper}"):
         attach(model, loss="chunked")

@@ -12,7 +12,7 @@ import patchrec_kernels.tree_attention as kernels
 import patchrec_fast as pf
 from patchrec_fast import data
 from patchrec_fast.hf import cache
-from patchrec_fast.recommend import run
+from patchrec_fast.recommend import engine
 from tests.hf.conftest import FAMILIES, TINY
 
 transformers = pytest.importorskip("transformers")
@@ -50,7 +50,7 @@ def test_recommending(device, packer, launches, monkeypatch, family, method):
     expected = pf.Recommender(model, packer).recommend(histories, k=2, method=method)
     assert not launches
     if device.type == "cpu":  # as on a GPU
-        monkeypatch.setattr(run, "_why_not_fixed", lambda model, device: None)
+        monkeypatch.setattr(engine, "_why_not_static", lambda model, device: None)
         if method == "exact":
             monkeypatch.setattr(cache, "_kernel_serves", lambda device: True)
     found = pf.Recommender(model.to(device), packer).recommend(histories, k=2, method=method)

@@ -68,7 +68,7 @@ def test_more_beams_than_answers(recommender, histories):
     wide = recommender.recommend(histories, k=8)
     narrow = recommender.recommend(histories, k=3, beams=8)
     np.testing.assert_array_equal(narrow.items, wide.items[:, :3])
-    assert (narrow.scored <= wide.scored).all()
+    assert (narrow.num_scored <= wide.num_scored).all()
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])

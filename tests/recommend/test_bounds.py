@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import patchrec_fast as pf
-from patchrec_fast.recommend.head import Head
+from patchrec_fast.recommend.lm_head import LMHead
 
 
 def parts(model, tokens):
@@ -26,7 +26,7 @@ def test_the_others_weigh_at_least_this(make_model, spread, attached):
     model, tokens = make_model(vocab_size=10_000, initializer_range=spread), torch.arange(0, 10_000, 7)
     if attached:
         pf.attach(model)
-    head = Head(model)
+    head = LMHead(model)
     hidden, logits, inside = parts(model, tokens)
     bound = head.subset(tokens).rest(hidden)
     true = logits[:, ~inside].logsumexp(1)
@@ -40,7 +40,7 @@ def test_the_others_weigh_at_least_this(make_model, spread, attached):
 def test_log_sum_exp_and_subset(make_model, family):
     """Over more than two blocks of the vocabulary; Gemma 2 caps its logits, and then there is no bound."""
     model, tokens = make_model(family, vocab_size=10_000), torch.tensor([9_999, 5, 0])
-    head = Head(model)
+    head = LMHead(model)
     hidden, logits, _ = parts(model, tokens)
     cap = getattr(model.config, "final_logit_softcapping", None)
     logits = logits if cap is None else cap * torch.tanh(logits / cap)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import patchrec_fast as pf
-from patchrec_fast.recommend import Trie, run
+from patchrec_fast.recommend import Trie, engine
 from tests.recommend import catalogues, decoders
 
 COUNT = int(os.environ.get("PATCHREC_FAST_TEST_CATALOGUES", "24"))
@@ -127,7 +127,7 @@ def assert_right(world, rec, rng, monkeypatch):
     few = int(rng.integers(1, min(titles, 4) + 1))
     with monkeypatch.context() as patch:
         if rng.integers(2):  # steps of one shape, as on a GPU
-            patch.setattr(run, "_why_not_fixed", lambda model, device: None)
+            patch.setattr(engine, "_why_not_static", lambda model, device: None)
         every = rec.recommend(histories, k=k, beams=max(k, titles), **options)
         beam = rec.recommend(histories, k=few, **options)
     exact = rec.recommend(histories, k=k, method="exact", **options)

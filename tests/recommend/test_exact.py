@@ -63,7 +63,7 @@ def test_movies(make_model, movies):
 def test_not_everything_is_scored(recommender, histories):
     """A sharp model leaves most of the trie alone."""
     found = recommender.recommend(histories, k=1, method="exact", normalize="children")
-    assert (found.scored < len(recommender.trie) / 2).all()
+    assert (found.num_scored < len(recommender.trie) / 2).all()
 
 
 def test_children_add_up_to_one(recommender, histories):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import patchrec_fast as pf
-from patchrec_fast.recommend import reader, run
+from patchrec_fast.recommend import engine, state
 from patchrec_fast.recommend.paths import Paths
-from tests.recommend.test_fixed import both
+from tests.recommend.test_static_beam import both
 
 METHODS = ["beam", "diverse"]
 
@@ -54,13 +54,13 @@ def test_chains_as_rows(monkeypatch, make_model, long):
     """As if no chain were long, and with paths gathered for few rows at a time."""
     rec = pf.Recommender(make_model(initializer_range=0.2), long)
     found = [rec.recommend(HISTORIES, k=16, method=method) for method in METHODS]
-    monkeypatch.setattr(reader, "_LONG", 10**6)
+    monkeypatch.setattr(state, "_LONG", 10**6)
     monkeypatch.setattr("patchrec_fast.hf.cache._GATHERED", 1 << 14)
     for method, mine in zip(METHODS, found, strict=True):
         other = rec.recommend(HISTORIES, k=16, method=method)
         np.testing.assert_array_equal(mine.items, other.items)
         np.testing.assert_allclose(mine.log_probs, other.log_probs, rtol=1e-5, atol=1e-3)
-        np.testing.assert_array_equal(mine.scored, other.scored)
+        np.testing.assert_array_equal(mine.num_scored, other.num_scored)
 
 
 @pytest.mark.parametrize("deepest", [3, 64, 65, 300])
@@ -120,10 +120,10 @@ def test_steps_of_one_shape_have_no_room_for_it(monkeypatch, make_model, long, r
     """The growing search answers, or the caller hears why."""
     rec = pf.Recommender(make_model(initializer_range=0.2), long)
     expected = rec.recommend(HISTORIES, k=12, cuda_graphs=False)
-    monkeypatch.setattr(run, "_why_not_fixed", lambda model, device: None)
-    monkeypatch.setattr(run, "FixedTree", None)
-    monkeypatch.setattr(run, "_SMALL", 0)
-    monkeypatch.setattr(run, "_EMPTY", 1)
+    monkeypatch.setattr(engine, "_why_not_static", lambda model, device: None)
+    monkeypatch.setattr(engine, "FixedTree", None)
+    monkeypatch.setattr(engine, "_SMALL", 0)
+    monkeypatch.setattr(engine, "_EMPTY", 1)
     np.testing.assert_array_equal(rec.recommend(HISTORIES, k=12).items, expected.items)
     with pytest.raises(RuntimeError, match=r"cuda_graphs=True cannot serve this call: .* longest title"):
         rec.recommend(HISTORIES, k=12, cuda_graphs=True)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import patchrec_fast as pf
-from patchrec_fast.recommend import run
+from patchrec_fast.recommend import engine
 
 NAN, INF = float("nan"), float("inf")
 ASK = {
     "beam": lambda rec, histories, **options: rec.recommend(histories, k=5, **options),
-    "fixed": lambda rec, histories, **options: rec.recommend(histories, k=5, cuda_graphs=True, **options),
+    "static": lambda rec, histories, **options: rec.recommend(histories, k=5, cuda_graphs=True, **options),
     "exact": lambda rec, histories, **options: rec.recommend(histories, k=5, method="exact", **options),
     "diverse": lambda rec, histories, **options: rec.recommend(histories, k=5, method="diverse", **options),
     "scores": lambda rec, histories, **options: rec.scores(histories, **options),
@@ -24,7 +24,9 @@ ASK = {
 
 @pytest.fixture(params=ASK)
 def ask(request, monkeypatch):
-    monkeypatch.setattr(run, "_why_not_fixed", lambda model, device: None if request.param == "fixed" else "on a CPU")
+    monkeypatch.setattr(
+        engine, "_why_not_static", lambda model, device: None if request.param == "static" else "on a CPU"
+    )
     return ASK[request.param]
 
 

@@ -12,7 +12,7 @@ import torch
 import patchrec_fast as pf
 from patchrec_fast import _ranges
 from patchrec_fast.recommend import Trie
-from patchrec_fast.recommend import run as module
+from patchrec_fast.recommend import engine as module
 from tests.recommend import decoders
 
 METHODS = ["beam", "exact", "diverse"]
@@ -202,7 +202,7 @@ def test_training_goes_on_afterwards(make_model, packer, histories):
 
 def test_a_batch_that_does_not_fit_is_halved(recommender, histories, monkeypatch):
     expected = recommender.recommend(histories, k=4).items
-    sizes, reader = [], module.Reader
+    sizes, reader = [], module.DecodeState
 
     def scarce(model, head, trie, batch, *args):
         sizes.append(len(batch))
@@ -210,7 +210,7 @@ def test_a_batch_that_does_not_fit_is_halved(recommender, histories, monkeypatch
             raise torch.OutOfMemoryError("CUDA out of memory")
         return reader(model, head, trie, batch, *args)
 
-    monkeypatch.setattr(module, "Reader", scarce)
+    monkeypatch.setattr(module, "DecodeState", scarce)
     with pytest.warns(UserWarning, match="users at once do not fit into memory; halving") as warned:
         found = recommender.recommend(histories, k=4)
     assert [str(warning.message)[0] for warning in warned] == ["5", "3"]
@@ -222,7 +222,7 @@ def test_one_user_that_does_not_fit(recommender, histories, monkeypatch):
     def empty(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(module, "Reader", empty)
+    monkeypatch.setattr(module, "DecodeState", empty)
     with pytest.raises(torch.OutOfMemoryError):
         recommender.recommend(histories[:1])
     assert recommender.model.config._attn_implementation == "sdpa"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchrec_fast.recommend import Trie, files
+from patchrec_fast.recommend import Trie, trie_files
 from patchrec_fast.recommend.trie import TENSORS
 from tests.recommend import catalogues
 from tests.recommend.catalogues import catalogue_of
@@ -126,15 +126,15 @@ def test_files(tmp_path):
     titles = random_titles(0)
     catalogue = catalogue_of(titles)
     trie = Trie.from_catalogue(catalogue, END)
-    files.save(trie, tmp_path / "trie.npz")
-    assert same(files.load(tmp_path / "trie.npz", catalogue, END), trie)
+    trie_files.save(trie, tmp_path / "trie.npz")
+    assert same(trie_files.load(tmp_path / "trie.npz", catalogue, END), trie)
     assert [path.name for path in tmp_path.iterdir()] == ["trie.npz"]
 
 
 @pytest.mark.parametrize("change", ["title", "id", "fewer", "swapped"])
 def test_a_trie_of_another_catalogue_is_refused(tmp_path, change):
     titles = random_titles(0)
-    files.save(Trie.from_catalogue(catalogue_of(titles), END), tmp_path / "trie.npz")
+    trie_files.save(Trie.from_catalogue(catalogue_of(titles), END), tmp_path / "trie.npz")
     one, two = list(titles)[:2]
     if change == "title":
         titles[one] = (*titles[one], 0)
@@ -145,38 +145,40 @@ def test_a_trie_of_another_catalogue_is_refused(tmp_path, change):
     else:
         titles[one], titles[two] = (*titles[two], 1), titles[one]
     with pytest.raises(ValueError, match="another catalogue or tokenizer"):
-        files.load(tmp_path / "trie.npz", catalogue_of(titles), END)
+        trie_files.load(tmp_path / "trie.npz", catalogue_of(titles), END)
 
 
 def test_the_order_of_the_catalogue_does_not_matter_to_the_fingerprint():
     titles = random_titles(0)
     backwards = dict(reversed(titles.items()))
-    assert files.of_catalogue(catalogue_of(titles)) == files.of_catalogue(catalogue_of(backwards))
-    assert files.of_trie(Trie.from_catalogue(catalogue_of(titles), END)) == files.of_catalogue(catalogue_of(titles))
+    assert trie_files.of_catalogue(catalogue_of(titles)) == trie_files.of_catalogue(catalogue_of(backwards))
+    assert trie_files.of_trie(Trie.from_catalogue(catalogue_of(titles), END)) == trie_files.of_catalogue(
+        catalogue_of(titles)
+    )
 
 
 def test_file_errors(tmp_path):
     catalogue = catalogue_of(random_titles(0))
     trie, path = Trie.from_catalogue(catalogue, END), tmp_path / "trie.npz"
     with pytest.raises(ValueError, match=r"ends in \.npz"):
-        files.save(trie, tmp_path / "trie.pt")
+        trie_files.save(trie, tmp_path / "trie.pt")
     with pytest.raises(FileNotFoundError):
-        files.load(path, catalogue, END)
-    files.save(trie, path)
+        trie_files.load(path, catalogue, END)
+    trie_files.save(trie, path)
     with pytest.raises(ValueError, match="end with token 9, those of this prompt with 8"):
-        files.load(path, catalogue, 8)
+        trie_files.load(path, catalogue, 8)
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"nothing"):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="not a trie of patchrec_fast, or damaged"):
-            files.load(path, catalogue, END)
+            trie_files.load(path, catalogue, END)
     np.save(path.with_suffix(".npy"), np.zeros(3))
     path.write_bytes(path.with_suffix(".npy").read_bytes())
     with pytest.raises(ValueError, match=r"trie\.npz: not a trie of patchrec_fast, or damaged"):
-        files.load(path, catalogue, END)
+        trie_files.load(path, catalogue, END)
     np.savez(path, about=np.array([{"a": 1}], object))
     with pytest.raises(ValueError, match="not a trie of patchrec_fast, or damaged"):
-        files.load(path, catalogue, END)
+        trie_files.load(path, catalogue, END)
 
 
 def test_random_damage(tmp_path):
@@ -184,7 +186,7 @@ def test_random_damage(tmp_path):
     titles = random_titles(0)
     catalogue, path, rng = catalogue_of(titles), tmp_path / "trie.npz", np.random.default_rng(0)
     trie = Trie.from_catalogue(catalogue, END)
-    files.save(trie, path)
+    trie_files.save(trie, path)
     whole, refused = path.read_bytes(), 0
     for _ in range(150):
         damaged = bytearray(whole)
@@ -196,7 +198,7 @@ def test_random_damage(tmp_path):
             damaged[at : at + count] = rng.bytes(len(damaged[at : at + count]))
         path.write_bytes(damaged)
         try:
-            assert same(files.load(path, catalogue, END), trie)
+            assert same(trie_files.load(path, catalogue, END), trie)
         except ValueError as error:
             assert str(path) in str(error)  # noqa: PT017
             refused += 1
@@ -208,7 +210,7 @@ def test_inconsistent_arrays(tmp_path, name):
     """A sound file whose arrays are no trie, or one of another catalogue: values, lengths, dtypes, dimensions."""
     catalogue, path, rng = catalogue_of(random_titles(0)), tmp_path / "trie.npz", np.random.default_rng(0)
     trie = Trie.from_catalogue(catalogue, END)
-    files.save(trie, path)
+    trie_files.save(trie, path)
     with np.load(path) as file:
         parts = dict(file)
     array = parts[name]
@@ -216,7 +218,7 @@ def test_inconsistent_arrays(tmp_path, name):
     def refused(changed):
         np.savez(path, **{**parts, name: changed})
         with pytest.raises(ValueError, match=r"trie\.npz"):
-            files.load(path, catalogue, END)
+            trie_files.load(path, catalogue, END)
 
     for odd in (array[:-1], array[:0], np.append(array, array[-1:]), array[None], array.astype(np.float64) + 0.5):
         refused(odd)

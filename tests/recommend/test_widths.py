@@ -10,7 +10,7 @@ import patchrec_fast as pf
 from patchrec_fast.hf import cache
 from patchrec_fast.reference.tree_attention import tree_attention
 from tests.recommend import decoders
-from tests.recommend.test_fixed import assert_same, both
+from tests.recommend.test_static_beam import assert_same, both
 
 METHODS = ["beam", "exact", "diverse"]
 CLASSES = [("DeepseekV3", 8), ("DeepseekV3", 24), ("DeepseekV2", 8), ("Glm4MoeLite", 8), ("Youtu", 8)]

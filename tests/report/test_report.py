@@ -12,8 +12,8 @@ import pytest
 
 from patchrec_fast import Packer, SessionPatches, Text, data
 from patchrec_fast.cli.main import main
-from patchrec_fast.evaluate import Report
-from patchrec_fast.evaluate.profile import Profile
+from patchrec_fast.evaluation import Report
+from patchrec_fast.evaluation.profile import Profile
 from patchrec_fast.layout import Catalogue, Prompt
 from patchrec_fast.report import page, savings
 from patchrec_fast.report.plots import Series, plot

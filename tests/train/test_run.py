@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import patchrec_fast as pf
 from patchrec_fast import data, report
 from patchrec_fast._lock import only_one
-from patchrec_fast.hf.settings import Settings
+from patchrec_fast.layout.config import PromptConfig
 from patchrec_fast.report import inputs
 from patchrec_fast.train import curves
 from patchrec_fast.train.recipes import load
@@ -42,8 +42,8 @@ def test_what_comes_out(run, small, tmp_path, stage, policy):
     assert not any(name.endswith((".bin", ".pt")) or name.startswith(".") for name in names)
     assert {name for name in names if name.startswith("checkpoint-")} == {f"checkpoint-{n}" for n in (2, 4, 6)}
     for folder in (out, out / "checkpoint-4"):
-        settings = Settings.load(folder)
-        assert settings == Settings(RECIPE.instruction, None, True, policy, 6)
+        settings = PromptConfig.load(folder)
+        assert settings == PromptConfig(RECIPE.instruction, None, True, policy, 6)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder)
         assert len(tokenizer) == model.get_input_embeddings().num_embeddings
@@ -56,7 +56,7 @@ def test_what_comes_out(run, small, tmp_path, stage, policy):
 
     # The last validation loss, by hand, from the files alone.
     dataset = data.load(small / "data")
-    packer = Settings.load(out).packer(dataset.titles, AutoTokenizer.from_pretrained(out))
+    packer = PromptConfig.load(out).packer(dataset.titles, AutoTokenizer.from_pretrained(out))
     model = AutoModelForCausalLM.from_pretrained(out).eval()
     pf.attach(model)
     flat, offsets = (samples := dataset.split("val", 6)).histories
@@ -90,7 +90,7 @@ def test_tokens_are_the_rows_of_the_training_batches(run, small, changes):
     dataset = data.load(small / "data")
     flat, offsets = (samples := dataset.split("train", 6)).histories
     tokenizer = AutoTokenizer.from_pretrained(small / "tokenizer")
-    packer = Settings(RECIPE.instruction, max_items=6).packer(dataset.titles, tokenizer)
+    packer = PromptConfig(RECIPE.instruction, max_items=6).packer(dataset.titles, tokenizer)
     places = [number * len(samples.targets) // 60 for number in range(60)]
     packed = packer.pack([flat[offsets[at] : offsets[at + 1]] for at in places], samples.targets[places])
     assert result["steps"] == 15
@@ -119,7 +119,7 @@ def test_the_next_stage_starts_from_the_model_of_the_last(run, tmp_path):
 
 def test_all_items_of_a_history(run, tmp_path, small):
     run("out", "text", max_items=0, steps=1)
-    assert Settings.load(tmp_path / "out").max_items is None
+    assert PromptConfig.load(tmp_path / "out").max_items is None
     assert load(tmp_path / "out" / "recipe.toml", "text").max_items == 0
     cut = run("cut", "text", max_items=6, steps=1)["tokens"]
     longest = int(np.diff(data.load(small / "data").offsets).max())

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A call of `Recommender`: users batch by batch, each packed, its prompts read, its answers searched."""
+
+from __future__ import annotations
+
+import gc
+import time
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from math import ceil
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .._backends import why_not
+from .._ranges import named
+from ..hf.cache import Known, PromptCache, TreeCache
+from ..hf.fixed_tree import FixedTree
+from ..hf.kv_cache import Kept, KVCache, Layers, first_rows
+from ..layout import PackedBatch, Packer
+from ..layout.policies import check_count
+from ..layout.rows import PromptRows, prompt_rows, without
+from .lm_head import LMHead
+from .modes import Autocast, called, ready
+from .scorer import NORMALIZE, Normalize, TokenScorer, closed_nodes
+from .search.beam import BeamConfig
+from .search.cuda_graph import CudaGraph
+from .search.static_beam import StaticBeamSearch
+from .state import DecodeState, PromptState, prompt_lengths
+from .trie import Trie
+
+_ROOM = 1.25  # of what a batch needs, so that the next, of other histories, most often fits
+
+_EMPTY, _SMALL = 4, 4096  # times the rows of beams that can live; rows a user that are no matter
+
+PARTS = ("pack", "prompt", "decode")
+"""Of a call's wall time."""
+
+Answers = tuple[Tensor, ...]
+"""What a search gives, (B, ...) each."""
+
+
+class Users(NamedTuple):
+    """Some users: their items and offsets, and the caller's ids of them."""
+
+    flat: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    ids: list[Hashable] | None = None
+
+    @property
+    def histories(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return self.flat, self.offsets
+
+    def part(self, first: int, last: int) -> Users:
+        cut = self.offsets[first : last + 1]
+        return Users(self.flat[cut[0] : cut[-1]], cut - cut[0], self.ids and self.ids[first:last])
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+class Run:
+    """What batches share, and what the last call cost.
+
+    Attributes:
+        rows: of all prompts.
+        rows_read: those of them that the model has read.
+        seconds: wall time by part.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        head: LMHead,
+        packer: Packer,
+        trie: Trie,
+        normalize: Normalize,
+        exclude_seen: bool = False,
+        autocast: Autocast = None,
+        cache: KVCache | None = None,
+    ) -> None:
+        """Set up; `trie` is on the CPU, `autocast` is for the calls of the model, `cache` of users who have ids.
+
+        Raises:
+            ValueError: a `normalize` that is none.
+        """
+        if normalize not in NORMALIZE:
+            raise ValueError(f"normalize must be one of {', '.join(map(repr, NORMALIZE))}, got {normalize!r}")
+        self.rows, self.rows_read, self.seconds = 0, 0, dict.fromkeys(PARTS, 0.0)
+        self._model, self._head, self._packer, self._host_trie = model, head, packer, trie
+        self._device = next(model.parameters()).device
+        self._forward, self._autocast = called(model, autocast), autocast
+        self._keeps = not _rotates_by_length(model)
+        self._cache = cache if self._keeps else None
+        self._trie = trie.to(self._device)
+        self._scorer = TokenScorer(head, self._trie, normalize)
+        self._exclude_seen = exclude_seen
+        self._prefix: Layers | None = None  # of the rows before the history
+        self._config: BeamConfig | None = None  # of a search in steps of one shape
+        self._graphs_required = False
+        self._static: StaticBeamSearch | None = None
+
+    def use_static_shapes(self, config: BeamConfig, required: bool) -> None:
+        """Beams are searched in steps of one shape, if they can be.
+
+        Raises:
+            RuntimeError: required, and they cannot.
+        """
+        reason = _why_not_static(self._model, self._device) or _mostly_empty(self._host_trie, config.beams)
+        if reason is None:
+            self._config, self._graphs_required = config, required
+        elif required:
+            raise RuntimeError(f"cuda_graphs=True cannot serve this call: {reason}")
+
+    def decode(
+        self, users: Users, decode: Callable[[DecodeState], Answers], batch_size: int
+    ) -> list[tuple[Answers, Tensor]]:
+        """What `decode` makes of each batch and how many nodes it scored, on the CPU, users in order.
+
+        For who has the model alone, in `recommend.model.own_modes`.
+        """
+        check_count("batch_size", batch_size, minimum=1)
+        self.rows, self.rows_read, self.seconds = 0, 0, dict.fromkeys(PARTS, 0.0)
+        parts = []
+        if self._exclude_seen:
+            self._make_closable(min(batch_size, len(users)))
+        with ready(self._model):
+            waiting = [users.part(a, min(a + batch_size, len(users))) for a in range(0, len(users), batch_size)][::-1]
+            while waiting:
+                batch = waiting.pop()
+                made = self._attempt(batch, decode)
+                if made is None:
+                    half = len(batch) // 2
+                    waiting += [batch.part(half, len(batch)), batch.part(0, half)]
+                else:
+                    parts.append(made)
+        return parts
+
+    def _attempt(self, batch: Users, decode: Callable[[DecodeState], Answers]) -> tuple[Answers, Tensor] | None:
+        """None where memory ran out and there is more than one user."""
+        try:
+            return self._one(batch, decode)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        self._static = None  # made for as many users
+        gc.collect()  # the failed attempt's tensors may hang in reference cycles
+        torch.cuda.empty_cache()
+        warnings.warn(f"{len(batch)} users at once do not fit into memory; halving the batch", stacklevel=5)
+        return None
+
+    def _one(self, batch: Users, decode: Callable[[DecodeState], Answers]) -> tuple[Answers, Tensor]:
+        with self._part("pack"):
+            packed = self._packer.pack(batch.histories, seed=0, prefixes=len(batch))
+            rows = prompt_rows(packed)
+            known = self._known(batch, rows)
+            packed = without(packed, [part.rows for part in known])
+            self._close(batch)
+        with self._part("prompt"):
+            prompts, search = self._read(packed, known, decode)
+            self._keep(batch, rows, prompts.tree)
+        with self._part("decode"):
+            made = search()
+        self.rows += prompts.rows
+        self.rows_read += (read := len(packed.position_ids))
+        if self._cache is not None and batch.ids is not None:
+            self._cache.rows_read += read
+            self._cache.rows_reused += prompts.rows - read
+        return tuple(each.cpu() for each in made), prompts.num_scored.cpu()
+
+    def _known(self, batch: Users, prompts: list[PromptRows]) -> list[Known]:
+        """The rows that each prompt begins with and that need not be read: all but one, at most."""
+        prefix, found = len(self._packer.prompt.prefix), [Known(0, None)] * len(batch)
+        for place, prompt in enumerate(prompts):
+            kept = None
+            if self._cache is not None and batch.ids is not None:
+                kept = self._cache.get((batch.ids[place], self._autocast), self._device)
+            if kept is not None:
+                rows = min(prompt.common(kept.prompt), len(prompt.item_offsets) - 2)
+                found[place] = Known(rows, kept.layers) if rows >= prefix else found[place]
+        if self._prefix is None:
+            layers = next((known.layers for known in found if known.layers is not None), None)
+            self._prefix = None if layers is None else first_rows(layers, prefix)
+        if self._prefix is not None:
+            shared = Known(prefix, self._prefix)
+            return [shared if known.layers is None else known for known in found]
+        return [found[0], *[Known(prefix, None)] * (len(batch) - 1)]
+
+    def _keep(self, batch: Users, prompts: list[PromptRows], tree: PromptCache) -> None:
+        """What the next batch and the next call need not read."""
+        if not self._keeps:
+            return
+        if self._prefix is None:
+            self._prefix = tree.of(0, len(self._packer.prompt.prefix))
+        if self._cache is not None and batch.ids is not None:
+            for place, prompt in enumerate(prompts):
+                self._cache.put((batch.ids[place], self._autocast), Kept(prompt, tree.of(place)))
+
+    def _read(
+        self, packed: PackedBatch, known: list[Known], decode: Callable[[DecodeState], Answers]
+    ) -> tuple[PromptState, Callable[[], Answers]]:
+        """The prompts, read, and the search that waits."""
+        lengths = prompt_lengths(packed).tolist()
+        common = self._forward, self._head, self._trie, packed
+        if self._config is None:
+            state = DecodeState(*common, TreeCache(lengths, known), self._scorer)
+            return state, partial(decode, state)
+        static = self._with_room(self._config, lengths)
+        static.tree.renew(lengths, known)
+        prompts = PromptState(*common, static.tree, self._scorer)
+        return prompts, partial(static.search, prompts)
+
+    def _with_room(self, config: BeamConfig, lengths: list[int]) -> StaticBeamSearch:
+        """A search with room for prompts of these rows: the last batch's where it has."""
+        if self._static is None or not self._static.tree.fits(lengths):
+            needed = (len(lengths), ceil(_ROOM * sum(lengths)), ceil(_ROOM * max(lengths)))
+            had = (0, 0, 0) if self._static is None else self._static.tree.room
+            users, rows, longest = map(max, needed, had)
+            self._static = None  # its memory, before there is another's
+            tree = FixedTree(users, config.beams, self._trie.depth - 1, rows, longest, self._device)
+            step = CudaGraph(self._device, required=self._graphs_required)
+            self._static = StaticBeamSearch(self._forward, self._head, self._trie, self._scorer, config, tree, step)
+        return self._static
+
+    def _make_closable(self, users: int) -> None:
+        """So many users can have closed nodes; in the tensor that a graph has seen, where that is large enough."""
+        if self._scorer.closed is None or len(self._scorer.closed) < users:
+            self._scorer.closed = torch.zeros((users, len(self._trie)), dtype=torch.bool, device=self._device)
+            self._static = None
+
+    def _close(self, batch: Users) -> None:
+        """Closes the nodes under which a user has seen all."""
+        if self._scorer.closed is None:
+            return
+        user = np.repeat(np.arange(len(batch)), np.diff(batch.offsets))
+        seen = np.unique(np.stack([user, batch.flat]), axis=1)  # an item watched twice is one
+        pair, count = np.unique(np.stack([seen[0], self._host_trie.leaf_of(seen[1])]), axis=1, return_counts=True)
+        user, leaf = torch.from_numpy(pair).to(self._device)
+        everything = self._trie.item_first[leaf + 1] - self._trie.item_first[leaf]
+        seen_all = torch.from_numpy(count).to(self._device) == everything
+        self._scorer.closed[: len(batch)] = closed_nodes(self._trie, len(batch), user[seen_all], leaf[seen_all])
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[None]:
+        """Times a part; on CUDA as a named range, and with the device's work done at its end."""
+        began = time.perf_counter()
+        try:
+            with named(name, self._device):
+                yield
+                if self._device.type == "cuda":
+                    torch.cuda.synchronize(self._device)
+        finally:
+            self.seconds[name] += time.perf_counter() - began
+
+
+def _why_not_static(model: Any, device: torch.device) -> str | None:
+    """Why steps of one shape do not serve a model; None where they do."""
+    if device.type != "cuda":
+        return f"the model is on {device}, expected a CUDA device"
+    if _rotates_by_length(model):
+        return "its rotary embeddings depend on the longest position of a call"
+    return why_not("triton", device.type, next(model.parameters()).dtype)
+
+
+def _mostly_empty(trie: Trie, beams: int) -> str | None:
+    """Why steps of one shape would have room for more than can live: it is of the longest title, in each beam."""
+    rows = (trie.depth - 1) * beams
+    if rows <= _SMALL:
+        return None
+    inner = [int((~trie.is_leaf[a:b]).sum()) for a, b in pairwise(trie.levels[1:-1])]  # by depth
+    if rows <= _EMPTY * sum(min(beams, nodes) for nodes in inner):
+        return None
+    return f"its steps would keep {rows} rows a user for the longest title, of {trie.depth} tokens, most of them empty"
+
+
+def _rotates_by_length(model: Any) -> bool:
+    """Whether rotary embeddings depend on the longest position of a call: then each batch needs keys of its own."""
+    kinds = (str(getattr(module, "rope_type", "")) for module in model.modules())  # one, or one a type of layers
+    return any("dynamic" in kind or "longrope" in kind for kind in kinds)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same beam search in steps of one shape, which wait for nobody: a step can be a CUDA graph.
+
+`beam` reads the nodes that are new and scores the beams that live, as many as there are, and so has to know how many:
+on a GPU each such number is a wait, and each step some thousand launches from Python. Here every step reads and scores
+B * K rows, dead beams among them, in memory that stays where it is. The answers are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...hf.fixed_tree import FixedTree
+from ..lm_head import LMHead
+from ..scorer import Children, TokenScorer
+from ..state import PromptState, read_nodes
+from ..trie import Trie
+from .beam import BeamConfig, Hypotheses, best, choose, divisors, first_step
+from .cuda_graph import CudaGraph, LaggedFlag
+
+
+class StaticBeamSearch:
+    """Searches for batches of at most B users, one after another.
+
+    Attributes:
+        tree: takes the prompts' keys and values (`PromptState`), after `FixedTree.renew`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        head: LMHead,
+        trie: Trie,
+        scorer: TokenScorer,
+        config: BeamConfig,
+        tree: FixedTree,
+        step: CudaGraph,
+    ) -> None:
+        """Set up.
+
+        Args:
+            trie: on the model's device.
+            scorer: the same object for all batches.
+            tree: of `config.beams` rows a user, and `trie.depth - 1` steps.
+            step: runs the steps; empty.
+        """
+        device, shape = trie.token.device, (tree.users, config.beams)
+        self.tree = tree
+        self._model, self._head, self._trie, self._scorer, self._config = model, head, trie, scorer, config
+        self._divisors, self._width = divisors(config, trie), trie.widest
+        self._score = torch.full(shape, -torch.inf, dtype=torch.float32, device=device)
+        self._node = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._done = Hypotheses.nothing(*shape, device)
+        self._num_scored = torch.zeros(tree.users, dtype=torch.int64, device=device)
+        self._alive = torch.zeros((), dtype=torch.bool, device=device)
+        self._user = torch.arange(tree.users, device=device).repeat_interleave(config.beams)  # (n,)
+        self._first = (
+            torch.arange(tree.users, device=device).unsqueeze(1) * config.beams
+        )  # (B, 1) each user's first row
+        self._step = step
+
+    def search(self, prompts: PromptState) -> Hypotheses:
+        """The answers for prompts that were read into `tree`."""
+        users, trie = prompts.users, self._trie
+        chosen, done = first_step(prompts, self._config)
+        self._score.fill_(-torch.inf)  # of users that this batch does not have, too
+        self._score[:users], self._node[:users] = chosen.score, chosen.node
+        for mine, theirs in zip(self._done, done, strict=True):
+            mine[:users] = theirs
+        self._num_scored.zero_()
+        alive = LaggedFlag(self._alive)
+        for _ in range(2, trie.depth + 1):
+            self._step(self._one_step)
+            if not alive.previous():
+                break
+        prompts.num_scored += self._num_scored[:users]
+        return best(self._config, Hypotheses(*(column[:users].clone() for column in self._done)))
+
+    def _one_step(self) -> None:
+        """Reads the beams, scores their children, and chooses: state in, state out."""
+        shape, trie, step = self._score.shape, self._trie, self.tree.step
+        self._num_scored += (self._score > -torch.inf).sum(1)
+        node = self._node.flatten()
+        self.tree.open()
+        positions = self.tree.prompt_lengths[self._user] + step
+        hidden = read_nodes(self._model, self._head, self.tree, trie.token[node].clamp(min=0), positions)
+        self.tree.close()
+        found = self._scorer.children(hidden, self._user, node, self._width)
+        children = Children(*(column.view(*shape, -1) for column in found))
+        divisor = self._divisors[self.tree.step + 1]  # the length of titles that end now
+        chosen, done = choose(self._config, trie, self._score, children, self._done, divisor, self._divisors[-1])
+        self.tree.path.copy_(self.tree.path[(self._first + chosen.parent).flatten()])
+        self._score.copy_(chosen.score)
+        self._node.copy_(chosen.node)
+        for mine, theirs in zip(self._done, done, strict=True):
+            mine.copy_(theirs)
+        self._alive.copy_((chosen.score > -torch.inf).any())

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps of one shape give what `beam` gives, ask nothing of the host, and can be replayed as they were recorded.
+
+No GPU is needed: what a CUDA graph holds is the launches of one step over the addresses of that step, and so is a
+trace of the operators that one step calls.
+"""
+
+import contextlib
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import patchrec_fast as pf
+from patchrec_fast.hf import fixed_tree
+from patchrec_fast.recommend import engine
+from patchrec_fast.recommend.search import cuda_graph
+from patchrec_fast.reference.tree_attention import tree_attention
+from tests.recommend.test_beam import FAMILIES, SETTINGS
+
+aten = torch.ops.aten
+WAITS = {
+    aten._local_scalar_dense,
+    aten.bincount,
+    aten.equal,
+    aten.masked_select,
+    aten.nonzero,
+    aten.repeat_interleave,
+    aten.unique_consecutive,
+    aten.unique_dim,
+    aten._unique2,
+}
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """The operator as on a GPU, where it reads no value of its offsets."""
+    monkeypatch.setattr(fixed_tree, "tree_attention", tree_attention)
+
+
+def both(monkeypatch, rec, histories, **options):
+    """By a tree that grows, and by steps of one shape, which the CPU otherwise never takes."""
+    grown = rec.recommend(histories, cuda_graphs=False, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_why_not_static", lambda model, device: None)
+        return grown, rec.recommend(histories, cuda_graphs=True, **options)
+
+
+def assert_same(grown, fixed):
+    np.testing.assert_array_equal(fixed.items, grown.items)
+    np.testing.assert_allclose(fixed.scores, grown.scores, atol=1e-4, rtol=16 * 2.0**-24)
+    np.testing.assert_allclose(fixed.log_probs, grown.log_probs, atol=1e-4, rtol=16 * 2.0**-24)
+    np.testing.assert_array_equal(fixed.num_scored, grown.num_scored)
+    assert fixed.rows == grown.rows
+
+
+@pytest.mark.parametrize(("length_penalty", "early_stopping"), [*SETTINGS, (1.0, True)])
+def test_every_setting(monkeypatch, recommender, histories, length_penalty, early_stopping):
+    options = {"length_penalty": length_penalty, "early_stopping": early_stopping}
+    assert_same(*both(monkeypatch, recommender, histories, k=4, beams=6, **options))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(monkeypatch, make_model, packer, histories, family):
+    assert_same(*both(monkeypatch, pf.Recommender(make_model(family), packer), histories, k=5))
+
+
+@pytest.mark.parametrize("normalize", ["vocab", "catalogue", "children"])
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_every_question(monkeypatch, recommender, histories, normalize, exclude_seen):
+    options = {"normalize": normalize, "exclude_seen": exclude_seen}
+    grown, fixed = both(monkeypatch, recommender, histories, k=5, batch_size=2, **options)
+    assert_same(grown, fixed)
+    seen = [set(answers) & set(history) for answers, history in zip(fixed.items.tolist(), histories, strict=True)]
+    assert not exclude_seen or not any(seen)
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["longer", "shorter"])
+def test_batches_of_other_lengths(monkeypatch, make_model, sample, histories, order):
+    """Prompts that have no room any more, and fewer users than before."""
+    rec = pf.Recommender(make_model(), pf.Packer(sample.catalogue, sample.prompt, pf.Text()))
+    assert_same(*both(monkeypatch, rec, (histories * 2)[::order], k=3, batch_size=4))
+
+
+def test_more_answers_than_titles(monkeypatch, recommender, histories):
+    monkeypatch.setattr("patchrec_fast.recommend.engine._SMALL", 10**6)  # room for as many beams as there are titles
+    grown, fixed = both(monkeypatch, recommender, histories[:2], k=400)
+    assert_same(grown, fixed)
+    assert (fixed.items[:, -1] == -1).all()
+
+
+def test_one_title(monkeypatch, make_model, sample, histories):
+    titles = {7: sample.dataset.titles[7]}
+    catalogue = pf.Catalogue.from_titles(titles, sample.tokenizer)
+    rec = pf.Recommender(make_model(), pf.Packer(catalogue, sample.prompt, pf.Text()))
+    grown, fixed = both(monkeypatch, rec, [[7], [7, 7]], k=3)
+    assert_same(grown, fixed)
+    assert fixed.items.tolist() == [[7, -1, -1]] * 2
+
+
+def test_movies(monkeypatch, make_model, movies):
+    model = make_model("qwen3", vocab_size=movies.packer.prompt.num_embeddings)
+    assert_same(*both(monkeypatch, pf.Recommender(model, movies.packer), movies.histories[:4], k=20, batch_size=2))
+
+
+class Waits(TorchDispatchMode):
+    """Raises where a GPU's host would wait: values or sizes that depend on data."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waits = func.overloadpacket in WAITS
+        if func.overloadpacket in (aten.index, aten.index_put, aten.index_put_):
+            waits = any(index is not None and index.dtype == torch.bool for index in args[1])
+        assert not waits, f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{}, {"normalize": "children", "length_penalty": 1.0, "exclude_seen": True}])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_step_waits_for_nobody(unchecked, monkeypatch, make_model, packer, histories, family, options):
+    watched = []
+
+    def call(self, function):
+        with Waits():
+            function()
+        watched.append(function)
+
+    monkeypatch.setattr(cuda_graph.CudaGraph, "__call__", call)
+    both(monkeypatch, pf.Recommender(make_model(family), packer), histories, k=5, **options)
+    assert watched
+
+
+@pytest.mark.parametrize("wait", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.nonzero()])
+def test_waiting_is_seen(wait):
+    with pytest.raises(AssertionError, match="waits for the device"), Waits():
+        wait(torch.ones(3))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gemma3"])
+def test_a_recorded_step_serves_all_steps(unchecked, monkeypatch, make_model, packer, histories, family):
+    """The operators of the second step alone, over and over, for batches of other lengths too."""
+    traces = []
+
+    def call(self, function):
+        self._runs += 1
+        if self._runs == 1:
+            return function()
+        if self._graph is None:
+            self._graph = recorded(function)
+            traces.append(self._graph)
+        return self._graph()
+
+    monkeypatch.setattr(cuda_graph.CudaGraph, "__call__", call)
+    rec = pf.Recommender(make_model(family), packer)
+    options = {"k": 5, "batch_size": 2, "exclude_seen": True}
+    grown, fixed = both(monkeypatch, rec, histories[::-1] + histories[1:], **options)
+    assert_same(grown, fixed)
+    assert 0 < len(traces) < 5  # batches
+
+
+def recorded(function):
+    """The step as a list of operators; made without changing what the step changes."""
+
+    def step():
+        function()
+        return torch.zeros(())
+
+    changed = changing(function.__self__)
+    before = copy.deepcopy(changed)
+    trace = make_fx(step)()
+    for tensor, old in zip(changed, before, strict=True):
+        tensor.copy_(old)
+    return trace
+
+
+def changing(search):
+    """The tensors that a step changes."""
+    held = [*vars(search).values(), *vars(search.tree).values(), *search._done, *search.tree._trees.values()]
+    return [value for value in held if isinstance(value, torch.Tensor)]
+
+
+@pytest.mark.parametrize("required", [False, True])
+@pytest.mark.parametrize("works", [False, True])
+def test_what_is_asked_of_cuda(monkeypatch, works, required):
+    """Two runs aside, one capture, replays; and what happens where the capture fails."""
+    calls = []
+
+    class Stream:
+        device = torch.device("cuda")
+
+        def wait_stream(self, other):
+            calls.append("wait")
+
+    class Graph:
+        def replay(self):
+            calls.append("replay")
+
+    @contextlib.contextmanager
+    def capture(graph, stream, capture_error_mode):
+        calls.append("capture")
+        yield
+        if not works:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    replayed = cuda_graph.CudaGraph(torch.device("cuda"), required)
+    function = lambda: calls.append("run")  # noqa: E731 - one expression
+    for _ in range(2):
+        replayed(function)
+    aside = ["wait", "run", "wait"]
+    assert calls == aside * 2
+    calls.clear()
+    if works:
+        for _ in range(3):
+            replayed(function)
+        assert calls == ["capture", "run", "replay", "replay", "replay"]
+    elif required:
+        with pytest.raises(RuntimeError, match=r"cuda_graphs=True: .* cannot be captured .* not permitted"):
+            replayed(function)
+    else:
+        with pytest.warns(UserWarning, match="launched from Python"):
+            replayed(function)
+        replayed(function)
+        assert calls == ["capture", "run", *aside, *aside]
+
+
+def test_no_memory_for_a_capture(monkeypatch):
+    """Is for who halves the batch, and no reason to go on without."""
+
+    @contextlib.contextmanager
+    def capture(graph, stream, capture_error_mode):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+        yield
+
+    for name in ("Stream", "current_stream", "stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *args: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    replayed = cuda_graph.CudaGraph(torch.device("cuda"))
+    monkeypatch.setattr(replayed, "_aside", lambda *args: None)
+    for _ in range(2):
+        replayed(lambda: None)
+    with pytest.raises(torch.OutOfMemoryError):
+        replayed(lambda: None)
+
+
+def test_the_flag_is_heard_one_run_late(monkeypatch):
+    waited = itertools.count()
+
+    class Flag:
+        device = torch.device("cuda")
+        value = True
+
+    class Copy:
+        def copy_(self, flag, non_blocking):
+            assert non_blocking
+            self.value = flag.value
+
+        def __bool__(self):
+            return self.value
+
+    class Event:
+        def record(self, stream):
+            pass
+
+        def synchronize(self):
+            next(waited)
+
+    monkeypatch.setattr(torch, "empty", lambda *args, **options: Copy())
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    flag = Flag()
+    lagged = cuda_graph.LaggedFlag(flag)
+    said = [lagged.previous()]
+    for value in (False, True):
+        flag.value = value
+        said.append(lagged.previous())
+    assert said == [True, True, False]
+    assert next(waited) == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU serves")
+def test_graphs_that_are_asked_for_need_a_gpu(recommender, histories):
+    with pytest.raises(RuntimeError, match="cuda_graphs=True cannot serve this call: the model is on cpu"):
+        recommender.recommend(histories, cuda_graphs=True)
+
+
+def test_only_beams_have_graphs(recommender, histories):
+    with pytest.raises(ValueError, match="only method='beam' has them, got 'exact'"):
+        recommender.recommend(histories, method="exact", cuda_graphs=True)
