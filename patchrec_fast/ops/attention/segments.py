@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,32 +39,9 @@ class Segments:
             ValueError: shapes that do not fit; a segment without rows; a parent that is not earlier (so no cycles);
                 `visible` beyond the parent's rows, below 1 under a parent, or not 0 for a root.
         """
-        for name, array in (("cu_seqlens", cu_seqlens), ("parent", parent), ("visible", visible)):
-            if array.is_floating_point() or array.is_complex() or array.dtype == torch.bool:
-                raise TypeError(f"{name}: expected integers, got {array.dtype}")
-            if array.ndim != 1:
-                raise ValueError(f"{name}: expected one dimension, got shape {tuple(array.shape)}")
-        count = len(cu_seqlens) - 1
-        if count < 1 or len(parent) != count or len(visible) != count:
-            raise ValueError(
-                f"cu_seqlens, parent, visible: expected S + 1, S and S numbers for S >= 1 segments, got "
-                f"{len(cu_seqlens)}, {len(parent)} and {len(visible)}"
-            )
+        check(cu_seqlens, parent, visible)
         ends, above, seen = cu_seqlens.long(), parent.long(), visible.long()
-        rows = ends.diff()  # (S,)
-        if ends[0] != 0 or (rows < 1).any():
-            raise ValueError(f"cu_seqlens: expected to rise from 0, each segment with a row, got {ends.tolist()[:20]}")
-        bad = ((above < -1) | (above >= torch.arange(count))).nonzero()
-        if len(bad):
-            s = int(bad[0])
-            raise ValueError(f"parent: expected an earlier segment or -1, got {int(above[s])} for segment {s}")
-        root = above < 0
-        most = torch.where(root, 0, rows[above.clamp(min=0)])
-        bad = ((seen > most) | (seen < (~root).long())).nonzero()
-        if len(bad):
-            s = int(bad[0])
-            expected = "0, for it has no parent" if root[s] else f"1 to the {int(most[s])} rows of its parent"
-            raise ValueError(f"visible: got {int(seen[s])} for segment {s}, expected {expected}")
+        count, rows = len(parent), ends.diff()
         begin = seen.clone()  # (S,) the position of each segment's first row
         up = above
         while (up >= 0).any():  # one level of the tree at a time
@@ -81,3 +60,62 @@ class Segments:
         """A copy on `device`."""
         parts = (getattr(self, field.name).to(device, non_blocking=non_blocking) for field in fields(self))
         return Segments(*parts)
+
+    @cached_property
+    def kept(self) -> dict[Any, Any]:
+        """What an implementation made of the forest, to be used by every layer."""
+        return {}
+
+    def ranges(self) -> tuple[Tensor, Tensor]:
+        """Which rows each segment sees: of every depth of the tree it sees one range.
+
+        Returns:
+            (S,) int32, each segment's depth, 0 for a root; (S, A, 2) int32, the first of the rows of depth a that it
+            sees and the one after the last: its ancestors' and, at its own depth, all of its own. Below, (0, 0).
+        """
+        above, first, seen = self.parent.long(), self.cu_seqlens[:-1], self.visible
+        depth = torch.zeros_like(above)
+        up = above
+        while bool((up >= 0).any()):  # one level of the tree at a time
+            depth += up >= 0
+            up = torch.where(up < 0, up, above[up.clamp(min=0)])
+        found = self.cu_seqlens.new_zeros(len(above), int(depth.max()) + 1, 2)
+        segment, at, end = torch.arange(len(above), device=above.device), depth, self.cu_seqlens[1:]
+        node = segment
+        while len(segment):
+            found[segment, at, 0], found[segment, at, 1] = first[node], end
+            inside = above[node] >= 0
+            segment, at, node = segment[inside], at[inside] - 1, node[inside]
+            end = first[above[node]] + seen[node]
+            node = above[node]
+        return depth.int(), found
+
+
+def check(cu_seqlens: Tensor, parent: Tensor, visible: Tensor) -> None:
+    """Raises what `Segments.of` raises."""
+    for name, array in (("cu_seqlens", cu_seqlens), ("parent", parent), ("visible", visible)):
+        if array.is_floating_point() or array.is_complex() or array.dtype == torch.bool:
+            raise TypeError(f"{name}: expected integers, got {array.dtype}")
+        if array.ndim != 1:
+            raise ValueError(f"{name}: expected one dimension, got shape {tuple(array.shape)}")
+    count = len(cu_seqlens) - 1
+    if count < 1 or len(parent) != count or len(visible) != count:
+        raise ValueError(
+            f"cu_seqlens, parent, visible: expected S + 1, S and S numbers for S >= 1 segments, got "
+            f"{len(cu_seqlens)}, {len(parent)} and {len(visible)}"
+        )
+    ends, above, seen = cu_seqlens.long(), parent.long(), visible.long()
+    rows = ends.diff()  # (S,)
+    if ends[0] != 0 or (rows < 1).any():
+        raise ValueError(f"cu_seqlens: expected to rise from 0, each segment with a row, got {ends.tolist()[:20]}")
+    bad = ((above < -1) | (above >= torch.arange(count))).nonzero()
+    if len(bad):
+        s = int(bad[0])
+        raise ValueError(f"parent: expected an earlier segment or -1, got {int(above[s])} for segment {s}")
+    root = above < 0
+    most = torch.where(root, 0, rows[above.clamp(min=0)])
+    bad = ((seen > most) | (seen < (~root).long())).nonzero()
+    if len(bad):
+        s = int(bad[0])
+        expected = "0, for it has no parent" if root[s] else f"1 to the {int(most[s])} rows of its parent"
+        raise ValueError(f"visible: got {int(seen[s])} for segment {s}, expected {expected}")
