@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._backends import why_not
-from ..ops.tree_attention import tree_attention
+from ..ops.attention.tree import tree_attention
+from ..ops.backends import why_not
 from .attention import packed_attention
 
 _PIECE = 512  # rows of a chain whose attention is computed at once

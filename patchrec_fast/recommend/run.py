@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._backends import why_not
 from .._ranges import named
 from ..hf.cache import TreeCache, Trunk
 from ..hf.fixed_tree import FixedTree
 from ..layout import PackedBatch, Packer
 from ..layout.policies import check_count
+from ..ops.backends import why_not
 from .beam import Rules
 from .fixed import FixedBeam
 from .graph import Replayed

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import patchrec_fast as pf
-from patchrec_fast import native
-from patchrec_fast.reference import compress as reference
+from patchrec_fast.ops import native
+from patchrec_fast.ops.compress import reference
 from patchrec_fast.testing import (
     Batch,
     assert_within,

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from patchrec_fast import native
+from patchrec_fast.ops import native
 from tests.ops import fuzz
 
 

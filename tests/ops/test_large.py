@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import patchrec_fast as pf
-from patchrec_fast import native
+from patchrec_fast.ops import native
 from patchrec_fast.testing import assert_within, forward_budget, ragged_batch
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))

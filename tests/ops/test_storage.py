@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import patchrec_fast as pf
-from patchrec_fast import _backends, info, native
-from patchrec_fast.ops.validate import overlaps_itself
+from patchrec_fast import info
+from patchrec_fast.ops import backends, native
+from patchrec_fast.ops.compress.validate import overlaps_itself
 from patchrec_fast.testing import assert_within, backward_budget, forward_budget, ragged_batch
 
 V, D = 23, 6
@@ -238,7 +239,7 @@ def test_a_native_library_asked_for_that_does_not_serve(monkeypatch, tmp_path):
         source = "int patchrec_abi_version(void) { return 1; }"
         subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(old)], input=source, text=True, check=True)
         cases[old] = "does not load"
-    remembered = (native.why_not, native._library, _backends.choose, _backends._chosen)
+    remembered = (native.why_not, native._library, backends.choose, backends._chosen)
     try:
         for path, message in cases.items():
             monkeypatch.setattr(native, "_ASKED_FOR", str(path))

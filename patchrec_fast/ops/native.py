@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CPU backend: csrc/ through ctypes, on torch's own threads.
 
-The library is found beside this file (`_native.so`), or where PATCHREC_FAST_NATIVE says, for builds of one's own. ISA
+The library is `patchrec_fast/_native.so`, or where PATCHREC_FAST_NATIVE says, for builds of one's own. ISA
 dispatch is at run time; PATCHREC_FAST_ISA=portable, avx2 or avx512 lowers it, for tests and for comparing.
 """
 
@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ops.validate import check_values
+from .compress.validate import check_values
 
 ABI_VERSION = 1
 ISAS = ("portable", "avx2", "avx512")
 _MALFORMED, _NO_MEMORY = 1, 2  # patchrec_status
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _ASKED_FOR = os.environ.get("PATCHREC_FAST_NATIVE")
-_LIBRARY = Path(_ASKED_FOR or Path(__file__).with_name("_native.so"))
+_LIBRARY = Path(_ASKED_FOR or Path(__file__).parents[1] / "_native.so")
 
 
 # The structs of csrc/compress.h, as bytes: ctypes.Structure took 30 us more of a call with cold caches.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which backend serves an operator: C++ (`cpu`), Triton (`triton`) or plain PyTorch (`reference`).
 
-A backend is a module with the four functions of `_ops.py`. `auto` takes the fastest that can serve the tensor;
-a backend asked for by name serves or raises, it is never replaced by another.
+A backend is a module with the four functions of `compress/operator.py`. `auto` takes the fastest that can serve the
+tensor; a backend asked for by name serves or raises, it is never replaced by another.
 """
 
 import os
@@ -78,9 +78,9 @@ def _module(name: str) -> ModuleType:
 
         return native
     if name == "triton":
-        from . import _triton
+        from .compress import triton
 
-        return _triton
-    from .reference import compress
+        return triton
+    from .compress import reference
 
-    return compress
+    return reference

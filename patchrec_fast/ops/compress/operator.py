@@ -3,7 +3,7 @@
 
 `compress` and its three backwards (dense, in place, sparse) are opaque to the compiler: a schema, a fake function
 that only does size arithmetic (no branch on a size, so dynamic shapes never recompile), and a Python body that
-calls the backend chosen by `_backends.py`. What autograd and torch.func do with them is in `ops/gradients.py`.
+calls the backend chosen by `ops/backends.py`. What autograd and torch.func do with them is in `gradients.py`.
 """
 
 from types import NoneType
@@ -11,8 +11,8 @@ from types import NoneType
 import torch
 from torch import Tensor
 
-from . import _backends
-from .ops.validate import in_memory
+from .. import backends
+from .validate import in_memory
 
 _CSR = "Tensor ids, Tensor token_offsets, Tensor? item_offsets"
 
@@ -24,7 +24,7 @@ LIBRARY.define(
 )
 LIBRARY.define(f"compress_backward_(Tensor(a!) into, Tensor grad, {_CSR}, Tensor[] plan, str impl) -> ()")
 
-# Whatever the device, the body asks `_backends` who serves: C++ on the CPU, Triton on CUDA, ROCm and XPU, the
+# Whatever the device, the body asks `backends` who serves: C++ on the CPU, Triton on CUDA, ROCm and XPU, the
 # reference elsewhere.
 _KEY = "CompositeExplicitAutograd"
 
@@ -38,7 +38,7 @@ def compress(
     impl: str,
 ) -> Tensor:  # (R, d)
     csr = _in_memory(ids, token_offsets, item_offsets)
-    return _backends.serving(impl, weight).compress(in_memory("weight", weight), *csr, plan)
+    return backends.serving(impl, weight).compress(in_memory("weight", weight), *csr, plan)
 
 
 def compress_backward(
@@ -51,7 +51,7 @@ def compress_backward(
     impl: str,
 ) -> Tensor:  # (V, d)
     csr = _in_memory(ids, token_offsets, item_offsets)
-    backend = _backends.serving(impl, grad)
+    backend = backends.serving(impl, grad)
     return backend.compress_backward(in_memory("grad", grad), *csr, num_embeddings, plan)
 
 
@@ -65,7 +65,7 @@ def compress_backward_sparse(
     impl: str,
 ) -> tuple[Tensor, Tensor]:  # (U,), (U, d)
     csr = _in_memory(ids, token_offsets, item_offsets)
-    backend = _backends.serving(impl, grad)
+    backend = backends.serving(impl, grad)
     return backend.compress_backward_sparse(in_memory("grad", grad), *csr, num_embeddings, plan)
 
 
@@ -82,7 +82,7 @@ def compress_backward_(
     rows = in_memory("weight.grad", into)
     if rows.stride(1) != 1:
         rows = rows.contiguous()
-    _backends.serving(impl, grad).compress_backward_(rows, in_memory("grad", grad), *csr, plan)
+    backends.serving(impl, grad).compress_backward_(rows, in_memory("grad", grad), *csr, plan)
     if rows is not into:
         into.copy_(rows)
 
