@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import __version__
+from ._version import __version__
 from .ops import backends, native
 from .ops.attention import tree
 

@@ -161,12 +161,13 @@ def test_a_named_backend_serves_or_raises():
 def test_without_the_native_library(monkeypatch):
     """`auto` falls to the reference, `cpu` says what to install."""
     from patchrec_fast.ops import backends
+    from patchrec_fast.ops.compress import operator
 
     batch = ragged_batch(9, V)
     expected = pf.compress(batch.ids, batch.offsets, table(), impl="reference")
     monkeypatch.setattr(native, "_ASKED_FOR", None)  # by PATCHREC_FAST_NATIVE, what is not there is an error
     monkeypatch.setattr(native, "_LIBRARY", native._LIBRARY.with_name("absent.so"))
-    remembered = (native.why_not, backends.choose, backends._chosen)
+    remembered = (native.why_not, backends.choose, operator._chosen)
     for answer in remembered:
         answer.cache_clear()
     try:

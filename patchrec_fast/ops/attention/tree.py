@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .. import backends
 from ..backends import IMPLS, Impl
-from ..compress import operator
-from ..compress.validate import in_memory
+from ..dispatch import transformed
+from ..memory import in_memory
 from . import tree_reference as reference
 
 NAMES = ("query", "key", "value", "cu_seqlens", "tree_key", "tree_value", "path", "cu_rows")
@@ -112,7 +112,7 @@ def _module(name: str) -> ModuleType:
 
 def _check_memory(tensors: dict[str, Tensor], chosen: str) -> None:
     """None was freed. A kernel reads memory: of no tangent, transform or trace, and without a pending negation."""
-    if operator.transformed():
+    if transformed():
         if chosen == "reference":
             return  # each operation of its own asks for memory
         raise RuntimeError(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import backends
 from ..backends import IMPLS, Impl
+from ..dispatch import dispatcher_needed
 from . import gradients, operator
 from .embedding import bound_embedding, plain_table
 from .plan import Plan, plan_on_device
@@ -78,7 +79,7 @@ def compress(
     token_offsets, item_offsets = check_shapes(ids, offsets, table)
     schedule = [] if plan is None else _checked_plan(plan, ids, token_offsets, item_offsets, table)
     csr = (ids, token_offsets, item_offsets)
-    seen = operator.dispatcher_needed(table, *csr)
+    seen = dispatcher_needed(table, *csr)
     if seen and grad_mode != "dense":
         raise RuntimeError(
             f"grad_mode={grad_mode!r} is for eager mode; use grad_mode='dense' under compilers, tracing modes, "
