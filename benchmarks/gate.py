@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from patchrec_fast import PackedBatch, make_plan
-from patchrec_fast.reference import compress as reference
+from patchrec_fast.ops.compress import reference
 
 from .peers import Contestant
 from .peers.csr import levels, owners

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// C ABI of the CPU kernels. Loaded with ctypes (patchrec_fast/native.py): no Python, torch or OpenMP headers,
+// C ABI of the CPU kernels. Loaded with ctypes (patchrec_fast/ops/native.py): no Python, torch or OpenMP headers,
 // so one build serves every Python and torch version.
 //
 // `compress` of DESIGN: out[r] = mean over the items of row r of the mean over each item's tokens of weight[id].

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from . import __version__, _backends, native
-from .ops import tree_attention
+from ._version import __version__
+from .ops import backends, native
+from .ops.attention import tree
 
 OPERATORS: dict[str, Callable[[Any, str, torch.dtype], str]] = {
-    "compress": _backends.choose,
-    "tree_attention": tree_attention.choose,
+    "compress": backends.choose,
+    "tree_attention": tree.choose,
 }
 PACKAGES = ("torch", "triton", "transformers", "flash-attn", "numpy", "pyarrow", "pytest-benchmark")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -44,7 +45,7 @@ def serving(device: str) -> list[str]:
         served = ", ".join(f"{str(dtype).removeprefix('torch.')}: {impl}" for dtype, impl in chosen.items())
         lines.append(f"{operator} on {device}: {served}")
     for impl in ("cpu", "triton"):
-        reason = _said(_backends.why_not, impl, device)
+        reason = _said(backends.why_not, impl, device)
         if reason is not None:
             lines.append(f"  not {impl}: {reason}")
     return lines

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .reference import compress as reference
+from .ops.compress import reference
 
 UNIT_ROUNDOFF = {
     torch.float64: 2.0**-53,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchrec_fast import _backends
+from patchrec_fast.ops import backends
 
 
 def _folder(variable: str, holds: str) -> Path:
@@ -62,7 +62,7 @@ def device():
 @pytest.fixture(scope="session")
 def triton_serves(device):
     """Skips where `device` has no Triton, before a module's fixtures are made."""
-    reason = _backends.why_not("triton", device.type)
+    reason = backends.why_not("triton", device.type)
     if reason:
         pytest.skip(f"Triton's kernels: {reason}")
 
@@ -78,7 +78,7 @@ def interpreted(triton_serves, device):
 def served(request, device):
     """(impl, device) of every backend that serves here."""
     where = torch.device("cpu") if request.param == "cpu" else device
-    reason = _backends.why_not(request.param, where.type)
+    reason = backends.why_not(request.param, where.type)
     if reason:
         pytest.skip(reason)
     return request.param, where

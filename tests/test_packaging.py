@@ -52,12 +52,12 @@ def test_wheel_with_a_compiler(source):
 
     installed = source.parent / "site"
     zipfile.ZipFile(wheel).extractall(installed)
-    code = "from patchrec_fast import native; import patchrec_kernels; print(native.why_not(), native.__file__)"
+    code = "from patchrec_fast.ops import native; import patchrec_kernels; print(native.why_not(), native.__file__)"
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=source.parent, env=os.environ | {"PYTHONPATH": str(installed)},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert out.stdout.split() == ["None", str(installed / "patchrec_fast" / "native.py")], out.stderr
+    assert out.stdout.split() == ["None", str(installed / "patchrec_fast" / "ops" / "native.py")], out.stderr
 
 
 def test_wheel_without_a_compiler(source):

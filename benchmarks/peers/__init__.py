@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from patchrec_fast import PackedBatch, compress
-from patchrec_fast.ops.compress import GradMode
+from patchrec_fast.ops.compress.api import GradMode
 
 from . import (
     embedding_bag,

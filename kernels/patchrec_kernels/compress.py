@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`compress` and its gradient on a GPU: what is launched, over what, with which tiles.
 
-Every `plan` is the list `patchrec_fast.ops.plan.Plan.tensors()`, on the device of the other
+Every `plan` is the list `patchrec_fast.ops.compress.plan.Plan.tensors()`, on the device of the other
 tensors. Nothing here waits for the device unless it says so. Ids and rows outside their tables are
 never read or written: a row with such an id is NaN, and its gradient skips that id.
 """
@@ -25,7 +25,7 @@ chip as a whole has no more in flight, 4 halve it (counted in SASS; not measured
 
 
 class _Plan(NamedTuple):
-    """The tensors of a plan by name: patchrec_fast.ops.plan.Plan documents them."""
+    """The tensors of a plan by name: patchrec_fast.ops.compress.plan.Plan documents them."""
 
     row_offsets: Tensor
     token_weight: Tensor

@@ -78,7 +78,7 @@ def tree_attention(
     softcap: float | None = None,
     splits: int | None = None,
 ) -> Tensor:  # (n, Hq, D)
-    """As `patchrec_fast.ops.tree_attention`, which validates. Columns are adjacent; rows and heads any stride apart.
+    """As `patchrec_fast.ops.attention.tree`, which validates. Columns are adjacent; rows and heads any stride apart.
 
     Prompts, rows and paths that point outside their tensors are cut to what is inside.
 

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from .._ranges import named
 from ..layout.batch import PackedBatch
-from ..ops.compress import compress
-from ..ops.plan import Plan
+from ..ops.compress import Plan, compress
 from . import attention as kernels
 from . import check, configured, last_layer, masks, supervised
 from .lock import exclusive

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.attention.varlen import varlen_attention
 from .masks import NAME, check_mask, unpacked_mask, watched
-from .segments import varlen_attention
 from .shared_prefix import seen
 
 KERNELS = ("varlen", "fa2", "masked")

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._backends import why_not
-from ..ops.tree_attention import tree_attention
+from ..ops.attention.tree import tree_attention
+from ..ops.backends import why_not
 from .attention import packed_attention
 from .kv_cache import Layers
 

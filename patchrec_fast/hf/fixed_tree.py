@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops.tree_attention import tree_attention
+from ..ops.attention.tree import tree_attention
 from .cache import Known, PromptCache
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layout.batch import supervised_rows
-from .linear_loss import IGNORE, linear_cross_entropy
+from ..ops.cross_entropy import IGNORE, linear_cross_entropy
 from .modules import inner_of, keeps_forward, restore, serves
 
 LOSSES = ("auto", "dense", "chunked")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..ops.plan import Plan
+    from ..ops.compress import Plan
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -27,7 +27,7 @@ from .prompt import Prompt
 from .units import Units, units
 
 if TYPE_CHECKING:
-    from ..ops.plan import Plan
+    from ..ops.compress import Plan
 
 IGNORE = -100  # the label that torch's cross-entropy leaves out
 _INT32_MAX = 2**31 - 1
@@ -233,7 +233,7 @@ class Packer:
 
 
 def _make_plan(ids: torch.Tensor, offsets: tuple[torch.Tensor, torch.Tensor]) -> Plan:
-    from ..ops.plan import make_plan  # layout needs ops for nothing else
+    from ..ops.compress import make_plan  # layout needs ops for nothing else
 
     return make_plan(ids, offsets)
 

@@ -1,8 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public operators: docstring, validation, gradient modes."""
-
-from .compress import compress as compress
-from .embedding import use_embedding as use_embedding
-from .patch_table import patch_table as patch_table
-from .plan import Plan as Plan
-from .plan import make_plan as make_plan
+"""The operators, a folder or a file each: the public function, validation, schema, reference, backends."""

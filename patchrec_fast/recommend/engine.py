@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._backends import why_not
 from .._ranges import named
 from ..hf.cache import Known, PromptCache, TreeCache
 from ..hf.fixed_tree import FixedTree
@@ -26,6 +25,7 @@ from ..hf.kv_cache import Kept, KVCache, Layers, first_rows
 from ..layout import PackedBatch, Packer
 from ..layout.policies import check_count
 from ..layout.rows import PromptRows, prompt_rows, without
+from ..ops.backends import why_not
 from .lm_head import LMHead
 from .modes import Autocast, called, ready
 from .scorer import NORMALIZE, Normalize, TokenScorer, closed_nodes

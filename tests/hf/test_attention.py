@@ -8,7 +8,7 @@ import torch
 
 from patchrec_fast.hf import attention
 from patchrec_fast.hf.attention import choose, packed_attention, why_not
-from patchrec_fast.hf.segments import varlen_attention
+from patchrec_fast.ops.attention.varlen import varlen_attention
 from patchrec_fast.testing import UNIT_ROUNDOFF
 
 # The CPU flash kernel tiles queries by 32 and more and keys by 512: more than two tiles of each, and ragged.

@@ -62,7 +62,7 @@ def test_tied_to_the_head(wrap, batch, kind):
 @pytest.mark.parametrize("kind", ["linear", "dora", "embedding"])
 def test_without_logits(wrap, batch, kind, monkeypatch):
     """The head is frozen and plain: no gradient of its weight is made."""
-    monkeypatch.setattr("patchrec_fast.hf.linear_loss.BLOCK", 1000)
+    monkeypatch.setattr("patchrec_fast.ops.cross_entropy.BLOCK", 1000)
     model = wrap(kind)
     exact = alone(model, batch)
     handle = attach(model, loss="chunked")

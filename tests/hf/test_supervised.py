@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import patchrec_fast as pf
-from patchrec_fast.hf import attach, linear_loss, supervised
+from patchrec_fast.hf import attach, supervised
+from patchrec_fast.ops import cross_entropy
 from tests.hf.conftest import WIDE_FAMILIES
 from tests.hf.oracle import alone, assert_same_step, packed
 from tests.hf.test_detach import assert_equal, snapshot
@@ -19,7 +20,7 @@ EXACT = sorted({*WIDE_FAMILIES} - {"gemma2", "granite"})
 @pytest.fixture(autouse=True)
 def blocks(monkeypatch):
     """Several to a call: a row has 300 logits and more."""
-    monkeypatch.setattr(linear_loss, "BLOCK", 1000)
+    monkeypatch.setattr(cross_entropy, "BLOCK", 1000)
 
 
 @pytest.fixture

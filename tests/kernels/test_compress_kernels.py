@@ -19,13 +19,13 @@ import os
 import pytest
 import torch
 
-from patchrec_fast.ops.plan import CHUNK, make_plan, plan_on_device
+from patchrec_fast.ops.compress.plan import CHUNK, make_plan, plan_on_device
 
 pytest.importorskip("triton", reason="needs Triton: pip install triton")
 
 from patchrec_kernels import compress as kernels
 
-from patchrec_fast import _triton
+from patchrec_fast.ops.compress import triton as backend
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-11}
@@ -346,13 +346,13 @@ def test_backend_takes_no_plan_a_host_plan_and_any_strides(device):
     expected = kernels.compress(weight.contiguous(), ids, ours)
     gradient = kernels.compress_backward(grad.contiguous(), V, ours)
     for plan in ([], ours):
-        assert torch.equal(_triton.compress(weight, spread, tokens, items, plan), expected)
+        assert torch.equal(backend.compress(weight, spread, tokens, items, plan), expected)
         csr_and = (grad, spread, tokens, items)
-        assert torch.equal(_triton.compress_backward(*csr_and, V, plan), gradient)
-        unique, rows = _triton.compress_backward_sparse(*csr_and, V, plan)
+        assert torch.equal(backend.compress_backward(*csr_and, V, plan), gradient)
+        unique, rows = backend.compress_backward_sparse(*csr_and, V, plan)
         assert torch.equal(rows, gradient[unique])
         into = torch.zeros(V, 30, device=device)
-        _triton.compress_backward_(into, *csr_and, plan)
+        backend.compress_backward_(into, *csr_and, plan)
         assert torch.equal(into, gradient)
 
 

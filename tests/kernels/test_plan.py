@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from patchrec_fast.ops import plan as module
-from patchrec_fast.ops.plan import CHUNK, UNUSED, Plan, make_plan, plan_on_device
+from patchrec_fast.ops.compress import plan as module
+from patchrec_fast.ops.compress.plan import CHUNK, UNUSED, Plan, make_plan, plan_on_device
 
 
 def csr(lengths):

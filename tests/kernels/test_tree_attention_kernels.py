@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="needs Triton: pip install triton")
 
 from patchrec_kernels import tree_attention as kernels
 
-from patchrec_fast.ops.tree_attention import tree_attention
+from patchrec_fast.ops.attention.tree import tree_attention
 from tests.ops import trees as cases
 
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-11}

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import patchrec_fast as pf
-from patchrec_fast import _backends
+from patchrec_fast.ops import backends
 from patchrec_fast.testing import UNIT_ROUNDOFF, Batch, assert_within, backward_budget, forward_budget
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -24,7 +24,7 @@ LENGTHS = ([0], [1], [0, 1], [1, 2, 3, 4, 5], [0, 1, 3, 40], [1, 150])
 
 def impls(device="cpu"):
     """The backends that serve there."""
-    return [name for name in ("cpu", "triton", "reference") if _backends.why_not(name, str(device)) is None]
+    return [name for name in ("cpu", "triton", "reference") if backends.why_not(name, str(device)) is None]
 
 
 def case(seed: int, device: str = "cpu") -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import patchrec_fast as pf
-from patchrec_fast import native
-from patchrec_fast.reference import compress as reference
+from patchrec_fast.ops import native, pages
+from patchrec_fast.ops.compress import reference
 from patchrec_fast.testing import (
     Batch,
     assert_within,
@@ -92,7 +92,7 @@ def test_every_instruction_set(monkeypatch, isa, dtype):
     if native.why_not():
         pytest.skip(native.why_not())
     native._isa_index.cache_clear()
-    if native.ISAS.index(isa) > native._library().patchrec_best_isa():
+    if native.ISAS.index(isa) > native.library().patchrec_best_isa():
         pytest.skip(f"this CPU has no {isa}")
     monkeypatch.setenv("PATCHREC_FAST_ISA", isa)
     try:
@@ -125,7 +125,7 @@ def test_extreme_values(dtype):
     ids = torch.tensor([0, 1, 0, 1, 2], dtype=torch.int32)
     offsets = torch.tensor([0, 1, 3, 5], dtype=torch.int32)
     native._isa_index.cache_clear()
-    for isa in native.ISAS[: native._library().patchrec_best_isa() + 1]:
+    for isa in native.ISAS[: native.library().patchrec_best_isa() + 1]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PATCHREC_FAST_ISA", isa)
             native._isa_index.cache_clear()
@@ -255,7 +255,7 @@ def test_patch_beyond_2_to_31_elements():
     if native.why_not():
         pytest.skip(native.why_not())
     d, v = 2048, 2**20 + 3
-    weight = native._lazy_zeros(v, d, torch.bfloat16).requires_grad_()
+    weight = pages.lazy_zeros(v, d, torch.bfloat16).requires_grad_()
     weight.data[-1] = 3.0
     ids = torch.tensor([v - 1, v - 1, 0], dtype=torch.int32)
     out = pf.compress(ids, torch.tensor([0, 1, 3]), weight, impl="cpu")

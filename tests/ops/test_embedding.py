@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import patchrec_fast as pf
-from patchrec_fast.ops.embedding import plain_table
+from patchrec_fast.ops.compress.embedding import plain_table
 from patchrec_fast.testing import UNIT_ROUNDOFF, ragged_batch
 
 V, D = 37, 20
@@ -46,7 +46,7 @@ class Adapted(nn.Module):
 
 @pytest.fixture(autouse=True)
 def nothing_bound():
-    from patchrec_fast.ops import embedding
+    from patchrec_fast.ops.compress import embedding
 
     embedding._bound.clear()
     yield

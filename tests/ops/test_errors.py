@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import patchrec_fast as pf
-from patchrec_fast import native
+from patchrec_fast.ops import native
 from patchrec_fast.testing import ragged_batch
 
 V, D = 11, 6

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import patchrec_fast as pf
-from patchrec_fast import native
+from patchrec_fast.ops import native
 from patchrec_fast.testing import UNIT_ROUNDOFF, assert_within, backward_budget, ragged_batch
 
 V, D = 97, 300

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import patchrec_fast as pf
-from patchrec_fast import native
+from patchrec_fast.ops import native, pages
 from patchrec_fast.testing import assert_within, forward_budget, ragged_batch
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
@@ -18,7 +18,7 @@ def test_output_larger_than_the_caches(dtype, d):
     batch = ragged_batch(rows, 97, max_items=2, max_tokens=3)
     weight = torch.randn(97, d).to(dtype)
     out = pf.compress(batch.ids, batch.offsets, weight, impl="cpu")
-    assert out.numel() * dtype.itemsize > native._FRESH_PAGES
+    assert out.numel() * dtype.itemsize > pages._FRESH_PAGES
     edges = torch.tensor([0, 1, 63, 1024, 2047, d - 1])
     exact, budget = forward_budget(weight[:, edges], batch)
     assert_within(out[:, edges], exact, budget)
@@ -41,7 +41,7 @@ def test_large_outputs_reuse_memory_only_once_it_is_free():
     weight = torch.randn(97, d)
     ids = torch.arange(rows, dtype=torch.int32) % 97
     offsets = torch.arange(rows + 1, dtype=torch.int32)
-    native._kept.clear()
+    pages._kept.clear()
     first = pf.compress(ids, offsets, weight)
     row = first[7].clone()
     view = first[7]  # holds the storage
@@ -58,5 +58,5 @@ def test_large_outputs_reuse_memory_only_once_it_is_free():
     assert (array[3] == kept).all()
     assert torch.equal(third, weight[((ids + 2) % 97).long()])
     del third, array
-    assert len(native._kept) == 2
-    native._kept.clear()
+    assert len(pages._kept) == 2
+    pages._kept.clear()

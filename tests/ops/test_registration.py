@@ -7,7 +7,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import patchrec_fast as pf
-from patchrec_fast import native
+from patchrec_fast.ops import native
 from patchrec_fast.testing import ragged_batch
 
 V, D = 37, 20
@@ -160,13 +160,14 @@ def test_a_named_backend_serves_or_raises():
 
 def test_without_the_native_library(monkeypatch):
     """`auto` falls to the reference, `cpu` says what to install."""
-    from patchrec_fast import _backends
+    from patchrec_fast.ops import backends
+    from patchrec_fast.ops.compress import operator
 
     batch = ragged_batch(9, V)
     expected = pf.compress(batch.ids, batch.offsets, table(), impl="reference")
     monkeypatch.setattr(native, "_ASKED_FOR", None)  # by PATCHREC_FAST_NATIVE, what is not there is an error
     monkeypatch.setattr(native, "_LIBRARY", native._LIBRARY.with_name("absent.so"))
-    remembered = (native.why_not, _backends.choose, _backends._chosen)
+    remembered = (native.why_not, backends.choose, operator._chosen)
     for answer in remembered:
         answer.cache_clear()
     try:

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 import patchrec_fast as pf
-from patchrec_fast import _backends, info, native
-from patchrec_fast.ops.validate import overlaps_itself
+from patchrec_fast import info
+from patchrec_fast.ops import backends, native, pages
+from patchrec_fast.ops.compress import operator
+from patchrec_fast.ops.memory import overlaps_itself
 from patchrec_fast.testing import assert_within, backward_budget, forward_budget, ragged_batch
 
 V, D = 23, 6
@@ -190,7 +192,7 @@ def test_kept_blocks_belong_to_one_tensor_at_a_time():
         held = []
         try:
             while time.time() < end:
-                made = native._empty(int(rows.choice([9000, 12000, 17000, 33000])), 1024, torch.float32)
+                made = pages.empty(int(rows.choice([9000, 12000, 17000, 33000])), 1024, torch.float32)
                 made[0], made[-1] = mark, mark
                 held.append(made)
                 if len(held) > 2:
@@ -207,15 +209,15 @@ def test_kept_blocks_belong_to_one_tensor_at_a_time():
         thread.join()
     sys.setswitchinterval(before)
     assert not errors
-    assert len(native._kept) <= 2
-    native._kept.clear()
+    assert len(pages._kept) <= 2
+    pages._kept.clear()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_has_blocks_of_its_own():
     if native.why_not():
         pytest.skip(native.why_not())
-    native._kept.clear()
+    pages._kept.clear()
     ids, offsets = torch.arange(9000, dtype=torch.int32) % V, torch.arange(9001, dtype=torch.int32)
     weight = by(1, V, 1024)
     expected = pf.compress(ids, offsets, weight).clone()
@@ -226,7 +228,7 @@ def test_a_forked_child_has_blocks_of_its_own():
     mine = pf.compress(ids, offsets, weight)
     assert os.waitpid(child, 0)[1] == 0
     assert torch.equal(mine, expected)
-    native._kept.clear()
+    pages._kept.clear()
 
 
 def test_a_native_library_asked_for_that_does_not_serve(monkeypatch, tmp_path):
@@ -238,7 +240,7 @@ def test_a_native_library_asked_for_that_does_not_serve(monkeypatch, tmp_path):
         source = "int patchrec_abi_version(void) { return 1; }"
         subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(old)], input=source, text=True, check=True)
         cases[old] = "does not load"
-    remembered = (native.why_not, native._library, _backends.choose, _backends._chosen)
+    remembered = (native.why_not, native.library, backends.choose, operator._chosen)
     try:
         for path, message in cases.items():
             monkeypatch.setattr(native, "_ASKED_FOR", str(path))

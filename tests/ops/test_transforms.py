@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 import patchrec_fast as pf
-from patchrec_fast import native
+from patchrec_fast.ops import native
 from patchrec_fast.testing import ragged_batch
 
 V, D = 7, 3

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from patchrec_fast.ops.tree_attention import tree_attention
-from patchrec_fast.reference import tree_attention as reference
+from patchrec_fast.ops.attention import tree_reference as reference
+from patchrec_fast.ops.attention.tree import tree_attention
 from patchrec_fast.testing import UNIT_ROUNDOFF
 from tests.ops import trees as cases
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 import patchrec_fast as pf
-from patchrec_fast import native
-from patchrec_fast.ops.plan import plan_on_device
-from patchrec_fast.ops.tree_attention import NAMES, tree_attention
+from patchrec_fast.ops import native
+from patchrec_fast.ops.attention.tree import NAMES, tree_attention
+from patchrec_fast.ops.compress.plan import plan_on_device
 from patchrec_fast.testing import ragged_batch
 from tests.ops import trees as trees_of
 

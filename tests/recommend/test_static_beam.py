@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import patchrec_fast as pf
 from patchrec_fast.hf import fixed_tree
+from patchrec_fast.ops.attention.tree_reference import tree_attention
 from patchrec_fast.recommend import engine
 from patchrec_fast.recommend.search import cuda_graph
-from patchrec_fast.reference.tree_attention import tree_attention
 from tests.recommend.test_beam import FAMILIES, SETTINGS
 
 aten = torch.ops.aten

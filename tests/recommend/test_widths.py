@@ -8,7 +8,7 @@ import transformers
 
 import patchrec_fast as pf
 from patchrec_fast.hf import cache
-from patchrec_fast.reference.tree_attention import tree_attention
+from patchrec_fast.ops.attention.tree_reference import tree_attention
 from tests.recommend import decoders
 from tests.recommend.test_static_beam import assert_same, both
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.validate import check_values
+from .validate import check_values
 
 
 def compress(

@@ -17,18 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .schemas import LIBRARY
+
 IGNORE = -100
 # Logits that exist at a time: 523 rows of Llama 3's vocabulary, enough for full-speed products; 0.4 GB in bfloat16 and
 # float32 together, and less again while they are reduced.
 BLOCK = 2**26
-
-_LIBRARY = torch.library.Library("patchrec_fast", "FRAGMENT")
-_INPUTS = "Tensor hidden, Tensor weight, Tensor? bias, Tensor labels"
-_LIBRARY.define(f"linear_cross_entropy({_INPUTS}, int block) -> (Tensor, Tensor)")
-_LIBRARY.define(
-    f"linear_cross_entropy_backward(Tensor grad, {_INPUTS}, Tensor lse, int block, bool[3] wanted)"
-    " -> (Tensor, Tensor, Tensor)"
-)
 
 
 def linear_cross_entropy(
@@ -131,8 +125,8 @@ def _wide(hidden: Tensor) -> torch.dtype:
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
 
-_LIBRARY.impl("linear_cross_entropy", _forward, "CompositeExplicitAutograd")
-_LIBRARY.impl("linear_cross_entropy_backward", _backward, "CompositeExplicitAutograd")
+LIBRARY.impl("linear_cross_entropy", _forward, "CompositeExplicitAutograd")
+LIBRARY.impl("linear_cross_entropy_backward", _backward, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("patchrec_fast::linear_cross_entropy")

@@ -1,31 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every operator's schema, shape function and gradient, and which backend runs it.
+"""`compress` and its three backwards (dense, in place, sparse), as torch calls them.
 
-`compress` and its three backwards (dense, in place, sparse) are opaque to the compiler: a schema, a fake function
-that only does size arithmetic (no branch on a size, so dynamic shapes never recompile), and a Python body that
-calls the backend chosen by `_backends.py`. What autograd and torch.func do with them is in `ops/gradients.py`.
+They are opaque to the compiler: a fake function that only does size arithmetic (no branch on a size, so dynamic shapes
+never recompile), and a Python body that calls the backend that serves. What autograd and torch.func do with them is in
+`gradients.py`.
 """
 
-from types import NoneType
+from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from . import _backends
-from .ops.validate import in_memory
+from ..backends import choose
+from ..memory import in_memory
+from ..schemas import LIBRARY
+from . import cpu, reference
 
-_CSR = "Tensor ids, Tensor token_offsets, Tensor? item_offsets"
-
-LIBRARY = torch.library.Library("patchrec_fast", "DEF")
-LIBRARY.define(f"compress(Tensor weight, {_CSR}, Tensor[] plan, str impl) -> Tensor")
-LIBRARY.define(f"compress_backward(Tensor grad, {_CSR}, SymInt num_embeddings, Tensor[] plan, str impl) -> Tensor")
-LIBRARY.define(
-    f"compress_backward_sparse(Tensor grad, {_CSR}, SymInt num_embeddings, Tensor[] plan, str impl) -> (Tensor, Tensor)"
-)
-LIBRARY.define(f"compress_backward_(Tensor(a!) into, Tensor grad, {_CSR}, Tensor[] plan, str impl) -> ()")
-
-# Whatever the device, the body asks `_backends` who serves: C++ on the CPU, Triton on CUDA, ROCm and XPU, the
-# reference elsewhere.
+# Whatever the device, the body asks who serves: C++ on the CPU, Triton on CUDA, ROCm and XPU, the reference elsewhere.
 _KEY = "CompositeExplicitAutograd"
 
 
@@ -38,7 +30,7 @@ def compress(
     impl: str,
 ) -> Tensor:  # (R, d)
     csr = _in_memory(ids, token_offsets, item_offsets)
-    return _backends.serving(impl, weight).compress(in_memory("weight", weight), *csr, plan)
+    return _serving(impl, weight).compress(in_memory("weight", weight), *csr, plan)
 
 
 def compress_backward(
@@ -51,7 +43,7 @@ def compress_backward(
     impl: str,
 ) -> Tensor:  # (V, d)
     csr = _in_memory(ids, token_offsets, item_offsets)
-    backend = _backends.serving(impl, grad)
+    backend = _serving(impl, grad)
     return backend.compress_backward(in_memory("grad", grad), *csr, num_embeddings, plan)
 
 
@@ -65,7 +57,7 @@ def compress_backward_sparse(
     impl: str,
 ) -> tuple[Tensor, Tensor]:  # (U,), (U, d)
     csr = _in_memory(ids, token_offsets, item_offsets)
-    backend = _backends.serving(impl, grad)
+    backend = _serving(impl, grad)
     return backend.compress_backward_sparse(in_memory("grad", grad), *csr, num_embeddings, plan)
 
 
@@ -82,9 +74,24 @@ def compress_backward_(
     rows = in_memory("weight.grad", into)
     if rows.stride(1) != 1:
         rows = rows.contiguous()
-    _backends.serving(impl, grad).compress_backward_(rows, in_memory("grad", grad), *csr, plan)
+    _serving(impl, grad).compress_backward_(rows, in_memory("grad", grad), *csr, plan)
     if rows is not into:
         into.copy_(rows)
+
+
+def _serving(impl: str, tensor: Tensor) -> ModuleType:
+    """The backend for a tensor (the embedding table or a gradient of its rows): a module with the functions above."""
+    return _chosen(impl, tensor.device.type, tensor.dtype)
+
+
+@cache
+def _chosen(impl: str, device_type: str, dtype: torch.dtype) -> ModuleType:
+    name = choose(impl, device_type, dtype)
+    if name == "triton":
+        from . import triton  # imports Triton
+
+        return triton
+    return cpu if name == "cpu" else reference
 
 
 def _in_memory(ids: Tensor, token_offsets: Tensor, item_offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -149,34 +156,3 @@ def _(
     impl: str,
 ) -> None:
     return None
-
-
-PLAIN = (Tensor, torch.nn.Parameter, NoneType)
-
-
-def dispatcher_needed(*tensors: Tensor | None) -> bool:
-    """Whether something must see the registered op: a compiler, a tracer, a mode, a transform, a tensor subclass.
-
-    Otherwise the bodies above are called as they are. The dispatcher's Python layers cost 8 us warm and 100 us
-    with cold caches, as within a training step: a tenth of a forward of 16 users.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or any(type(x) not in PLAIN for x in tensors)
-        or torch._C._len_torch_dispatch_stack() > 0
-        or transformed()
-    )
-
-
-def transformed() -> bool:
-    """Whether a torch.func transform, torch.jit.trace or forward-mode AD is at work."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
-        or forward_ad()
-    )
-
-
-def forward_ad() -> bool:
-    """Whether tensors may carry tangents."""
-    return torch.autograd.forward_ad._current_level >= 0

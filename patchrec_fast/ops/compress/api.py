@@ -6,9 +6,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .. import _backends, _ops
-from .._backends import IMPLS, Impl
-from . import gradients
+from .. import backends
+from ..backends import IMPLS, Impl
+from ..dispatch import dispatcher_needed
+from . import gradients, operator
 from .embedding import bound_embedding, plain_table
 from .plan import Plan, plan_on_device
 from .validate import Offsets, check_shapes
@@ -62,7 +63,7 @@ def compress(
         TypeError, ValueError: malformed input, naming the argument. On the CPU that covers the values of ids and
             offsets. A GPU would have to wait for them, so there a row that names an id outside [0, V), or has
             offsets that go backwards or past the end, becomes NaN, with nothing read or written out of bounds;
-            `ops.validate.check_values` finds the culprit. A `plan` made on the host has been checked already.
+            `ops.compress.validate.check_values` finds the culprit. A `plan` made on the host has been checked already.
         RuntimeError: no table given or bound, or `impl` cannot serve.
     """
     if impl not in IMPLS:
@@ -78,7 +79,7 @@ def compress(
     token_offsets, item_offsets = check_shapes(ids, offsets, table)
     schedule = [] if plan is None else _checked_plan(plan, ids, token_offsets, item_offsets, table)
     csr = (ids, token_offsets, item_offsets)
-    seen = _ops.dispatcher_needed(table, *csr)
+    seen = dispatcher_needed(table, *csr)
     if seen and grad_mode != "dense":
         raise RuntimeError(
             f"grad_mode={grad_mode!r} is for eager mode; use grad_mode='dense' under compilers, tracing modes, "
@@ -87,10 +88,10 @@ def compress(
     if seen:
         return gradients.apply(table, csr, schedule, impl, table.shape[0], transposed=False)
     if not (torch.is_grad_enabled() and table.requires_grad):
-        return _ops.compress(table, *csr, schedule, impl)
+        return operator.compress(table, *csr, schedule, impl)
     if grad_mode == "accumulate" and not table.is_leaf:
         raise ValueError("grad_mode='accumulate' writes weight.grad, so weight must be a leaf tensor")
-    if not schedule and _backends.choose(impl, table.device.type, table.dtype) == "triton":
+    if not schedule and backends.choose(impl, table.device.type, table.dtype) == "triton":
         schedule = plan_on_device(*csr, table.shape[0]).tensors()
     return gradients.Linear.apply(table, *csr, schedule, impl, table.shape[0], False, grad_mode)
 

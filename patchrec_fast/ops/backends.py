@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which backend serves an operator: C++ (`cpu`), Triton (`triton`) or plain PyTorch (`reference`).
 
-A backend is a module with the four functions of `_ops.py`. `auto` takes the fastest that can serve the tensor;
-a backend asked for by name serves or raises, it is never replaced by another.
+`auto` takes the fastest that can serve the tensor; a backend asked for by name serves or raises, it is never replaced
+by another.
 """
 
 import os
 from functools import cache
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+
+from . import native
 
 Impl = Literal["auto", "cpu", "triton", "reference"]
 IMPLS: tuple[str, ...] = get_args(Impl)
@@ -28,8 +28,6 @@ def why_not(impl: str, device_type: str, dtype: torch.dtype = torch.float32) -> 
         names = ", ".join(str(known).removeprefix("torch.") for known in KERNEL_DTYPES)
         return f"it takes {names} weights, got {dtype}; impl='reference' takes any floating dtype"
     if impl == "cpu":
-        from . import native
-
         if device_type != "cpu":
             return f"it runs on CPU tensors, got a tensor on {device_type}"
         return native.why_not()
@@ -60,27 +58,3 @@ def choose(impl: str, device_type: str, dtype: torch.dtype) -> str:
     if reason is not None:
         raise RuntimeError(f"impl={impl!r} cannot serve this call: {reason}")
     return impl
-
-
-def serving(impl: str, tensor: Tensor) -> ModuleType:
-    """The backend module for a tensor (the embedding table or a gradient of its rows)."""
-    return _chosen(impl, tensor.device.type, tensor.dtype)
-
-
-@cache
-def _chosen(impl: str, device_type: str, dtype: torch.dtype) -> ModuleType:
-    return _module(choose(impl, device_type, dtype))
-
-
-def _module(name: str) -> ModuleType:
-    if name == "cpu":
-        from . import native
-
-        return native
-    if name == "triton":
-        from . import _triton
-
-        return _triton
-    from .reference import compress
-
-    return compress

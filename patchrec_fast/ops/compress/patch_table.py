@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .compress import compress
+from .api import compress
 
 if TYPE_CHECKING:
-    from ..layout import Catalogue
+    from ...layout import Catalogue
 
 
 @torch.no_grad()

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from patchrec_fast.hf import linear_loss
-from patchrec_fast.hf.linear_loss import linear_cross_entropy
+from patchrec_fast.ops import cross_entropy
+from patchrec_fast.ops.cross_entropy import linear_cross_entropy
 from patchrec_fast.testing import UNIT_ROUNDOFF
 
 NAMES = ("hidden", "weight", "bias")
@@ -134,9 +134,9 @@ def test_no_more_logits_than_a_block_exist(rows, block):
         for pass_ in ("forward", "backward"):
             with Largest() as largest:
                 if pass_ == "forward":
-                    _, lse = linear_loss._forward(hidden, weight, None, labels, block)
+                    _, lse = cross_entropy._forward(hidden, weight, None, labels, block)
                 else:
-                    linear_loss._backward(grad, hidden, weight, None, labels, lse, block, [True, True, False])
+                    cross_entropy._backward(grad, hidden, weight, None, labels, lse, block, [True, True, False])
             assert block / 2 < largest.elements <= block
 
 

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from .. import _ops
-from .validate import overlaps_itself
+from ..dispatch import PLAIN, dispatcher_needed, forward_ad
+from ..memory import overlaps_itself, ranges_meet
+from ..schemas import LIBRARY
+from . import operator
 
 Csr = tuple[Tensor, Tensor, Tensor | None]  # ids (T,), token_offsets (I+1,), item_offsets (R+1,)
 
@@ -41,15 +42,19 @@ class Linear(_SingleLevelFunction):
     ) -> Tensor:
         csr = (ids, token_offsets, item_offsets)
         ctx.save_for_backward(*csr, *plan)
-        if _ops.forward_ad():
+        if forward_ad():
             ctx.save_for_forward(*csr, *plan)
         # Saved as it is: a saved tensor comes back as another object under offloading hooks, without this .grad.
         ctx.leaf = x if grad_mode == "accumulate" else None
         ctx.impl, ctx.num_embeddings, ctx.transposed, ctx.grad_mode = impl, num_embeddings, transposed, grad_mode
-        if not _ops.dispatcher_needed(x, ids, token_offsets, item_offsets):
-            return _below(_ops, x, csr, plan, impl, num_embeddings, transposed)
+        if not dispatcher_needed(x, ids, token_offsets, item_offsets):
+            return _below(operator, x, csr, plan, impl, num_embeddings, transposed)
         # A Function's forward is without gradients; the transforms around this one, which the call goes on to, are not.
-        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
+        with (
+            torch.enable_grad(),
+            torch.autograd.forward_ad._set_fwd_grad_enabled(True),
+            torch._C._AutoDispatchBelowAutograd(),
+        ):
             return _below(torch.ops.patchrec_fast, x, csr, plan, impl, num_embeddings, transposed)
 
     @staticmethod
@@ -58,7 +63,7 @@ class Linear(_SingleLevelFunction):
         csr = (ids, token_offsets, item_offsets)
         if ctx.grad_mode == "dense":
             dx: Tensor | None = apply(grad, csr, plan, ctx.impl, ctx.num_embeddings, not ctx.transposed)
-        elif torch.is_grad_enabled() or _ops.dispatcher_needed(grad, *csr):
+        elif torch.is_grad_enabled() or dispatcher_needed(grad, *csr):
             raise RuntimeError(
                 f"grad_mode={ctx.grad_mode!r} has neither a second derivative (create_graph=True) nor a gradient under "
                 "torch.func, batched gradients (is_grads_batched=True) or tracing; use grad_mode='dense'"
@@ -66,7 +71,7 @@ class Linear(_SingleLevelFunction):
         elif ctx.grad_mode == "accumulate":
             dx = _accumulate(ctx.leaf, grad, csr, plan, ctx.impl)
         else:
-            unique, rows = _ops.compress_backward_sparse(grad, *csr, ctx.num_embeddings, plan, ctx.impl)
+            unique, rows = operator.compress_backward_sparse(grad, *csr, ctx.num_embeddings, plan, ctx.impl)
             size = (ctx.num_embeddings, grad.shape[1])
             dx = torch.sparse_coo_tensor(
                 unique.unsqueeze(0), rows, size, device=rows.device, is_coalesced=True, check_invariants=False
@@ -82,11 +87,11 @@ class Linear(_SingleLevelFunction):
 
 def apply(x: Tensor, csr: Csr, plan: list[Tensor], impl: str, num_embeddings: int, transposed: bool) -> Tensor:
     """The map, differentiable."""
-    if _ops.dispatcher_needed(x, *csr):
+    if dispatcher_needed(x, *csr):
         return _below(torch.ops.patchrec_fast, x, csr, plan, impl, num_embeddings, transposed)
     if torch.is_grad_enabled() and x.requires_grad:
         return Linear.apply(x, *csr, plan, impl, num_embeddings, transposed, "dense")
-    return _below(_ops, x, csr, plan, impl, num_embeddings, transposed)
+    return _below(operator, x, csr, plan, impl, num_embeddings, transposed)
 
 
 def _below(ops: Any, x: Tensor, csr: Csr, plan: list[Tensor], impl: str, size: int, transposed: bool) -> Tensor:
@@ -114,15 +119,15 @@ def _compress_backward(
 
 
 def _dispatched(x: Tensor, csr: Csr, plan: list[Tensor], impl: str, num_embeddings: int, transposed: bool) -> Tensor:
-    if (torch.is_grad_enabled() and x.requires_grad) or _ops.forward_ad():
+    if (torch.is_grad_enabled() and x.requires_grad) or forward_ad():
         with enable_single_level_autograd_function():
             return Linear.apply(x, *csr, plan, impl, num_embeddings, transposed, "dense")
     with torch._C._AutoDispatchBelowAutograd():
         return _below(torch.ops.patchrec_fast, x, csr, plan, impl, num_embeddings, transposed)
 
 
-_ops.LIBRARY.impl("compress", _compress, "Autograd")
-_ops.LIBRARY.impl("compress_backward", _compress_backward, "Autograd")
+LIBRARY.impl("compress", _compress, "Autograd")
+LIBRARY.impl("compress_backward", _compress_backward, "Autograd")
 
 
 @torch.library.register_vmap("patchrec_fast::compress")
@@ -161,11 +166,11 @@ def _accumulate(leaf: Tensor, grad: Tensor, csr: Csr, plan: list[Tensor], impl: 
     """Adds into leaf.grad; the gradient to hand to autograd, which is none unless it is the first."""
     into = leaf.grad
     if into is None:
-        return _ops.compress_backward(grad, *csr, leaf.shape[0], plan, impl)
+        return operator.compress_backward(grad, *csr, leaf.shape[0], plan, impl)
     _check_target(into, leaf, grad)
-    if _ranges_meet(into, grad):
+    if ranges_meet(into, grad):
         grad = grad.clone()  # a view of what is written
-    _ops.compress_backward_(into, grad, *csr, plan, impl)
+    operator.compress_backward_(into, grad, *csr, plan, impl)
     torch.autograd.graph.increment_version(into)
     return None
 
@@ -173,7 +178,7 @@ def _accumulate(leaf: Tensor, grad: Tensor, csr: Csr, plan: list[Tensor], impl: 
 def _check_target(into: Tensor, leaf: Tensor, grad: Tensor) -> None:
     """ValueError unless `into` can be added to in place, each element of it once."""
     wanted = f"grad_mode='accumulate' needs a dense {grad.dtype} weight.grad {tuple(leaf.shape)} on {grad.device}"
-    if type(into) not in _ops.PLAIN:
+    if type(into) not in PLAIN:
         raise ValueError(f"{wanted}, got a {type(into).__name__}")
     if into.layout != torch.strided or (into.dtype, into.device) != (grad.dtype, grad.device):
         raise ValueError(f"{wanted}, got a {into.layout} {into.dtype} one on {into.device}")
@@ -185,18 +190,5 @@ def _check_target(into: Tensor, leaf: Tensor, grad: Tensor) -> None:
         raise ValueError(f"{wanted}, got zeros without memory (a ZeroTensor); clone it")
     if overlaps_itself(into):
         raise ValueError(f"{wanted}, got one whose elements share memory (strides {into.stride()}); clone it")
-    if _ranges_meet(into, leaf):
+    if ranges_meet(into, leaf):
         raise ValueError(f"{wanted} of its own memory, got one that shares the weight's; clone it")
-
-
-def _ranges_meet(a: Tensor, b: Tensor) -> bool:
-    """Whether the memory from one's first to its last element and the other's have an address in common."""
-
-    def ends(x: Tensor) -> tuple[int, int]:
-        last = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
-        return x.data_ptr(), x.data_ptr() + last * x.element_size()
-
-    if a.numel() == 0 or b.numel() == 0:
-        return False
-    (a_first, a_last), (b_first, b_last) = ends(a), ends(b)
-    return a_first <= b_last and b_first <= a_last

@@ -7,8 +7,8 @@ Imported on first use only, because it imports Triton.
 from patchrec_kernels import compress as kernels
 from torch import Tensor
 
-from .ops.plan import plan_on_device
-from .ops.validate import in_memory
+from ..memory import in_memory
+from .plan import plan_on_device
 
 
 def compress(

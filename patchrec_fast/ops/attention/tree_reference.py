@@ -21,7 +21,7 @@ def tree_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:  # (n, Hq, D)
-    """As `patchrec_fast.ops.tree_attention`, in any floating dtype; accumulates in at least float32.
+    """As `patchrec_fast.ops.attention.tree`, in any floating dtype; accumulates in at least float32.
 
     Each row is multiplied with the rows of all prompts, so the work is n * R, and a NaN among one user's values
     reaches all users. The bounds are not needed. Shapes alone decide what runs: no value is read on the host.

@@ -9,10 +9,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .. import _backends, _ops
-from .._backends import IMPLS, Impl
-from ..reference import tree_attention as reference
-from .validate import in_memory
+from .. import backends
+from ..backends import IMPLS, Impl
+from ..dispatch import transformed
+from ..memory import in_memory
+from . import tree_reference as reference
 
 NAMES = ("query", "key", "value", "cu_seqlens", "tree_key", "tree_value", "path", "cu_rows")
 
@@ -97,8 +98,8 @@ def choose(impl: Impl, device_type: str, dtype: torch.dtype) -> str:
     if impl == "cpu":
         raise RuntimeError("impl='cpu' cannot serve this call: tree_attention has no C++ kernel; use impl='auto'")
     if impl == "auto":
-        impl = "reference" if _backends.why_not("triton", device_type, dtype) else "triton"
-    return _backends.choose(impl, device_type, dtype)
+        impl = "reference" if backends.why_not("triton", device_type, dtype) else "triton"
+    return backends.choose(impl, device_type, dtype)
 
 
 def _module(name: str) -> ModuleType:
@@ -111,7 +112,7 @@ def _module(name: str) -> ModuleType:
 
 def _check_memory(tensors: dict[str, Tensor], chosen: str) -> None:
     """None was freed. A kernel reads memory: of no tangent, transform or trace, and without a pending negation."""
-    if _ops.transformed():
+    if transformed():
         if chosen == "reference":
             return  # each operation of its own asks for memory
         raise RuntimeError(

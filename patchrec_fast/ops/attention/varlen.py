@@ -18,19 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..schemas import LIBRARY
+
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 _BLOCK = 512  # keys: the kernel leaves out what is after a row by blocks of so many
-
-_QKV = "Tensor query, Tensor key, Tensor value"
-_SEGMENTS = "Tensor cu_seqlens, Tensor cu_seqlens_k, float scale, int? window"
-
-_LIBRARY = torch.library.Library("patchrec_fast", "FRAGMENT")
-_LIBRARY.define(f"varlen_attention({_QKV}, {_SEGMENTS}) -> (Tensor, Tensor)")
-_LIBRARY.define(
-    f"varlen_attention_backward(Tensor grad, {_QKV}, Tensor out, Tensor lse, {_SEGMENTS}) -> (Tensor, Tensor, Tensor)"
-)
 
 
 def varlen_attention(
@@ -170,8 +163,8 @@ def _lse_dtype(query: Tensor) -> torch.dtype:
     return torch.float64 if query.dtype == torch.float64 else torch.float32
 
 
-_LIBRARY.impl("varlen_attention", _forward, "CPU")
-_LIBRARY.impl("varlen_attention_backward", _backward, "CPU")
+LIBRARY.impl("varlen_attention", _forward, "CPU")
+LIBRARY.impl("varlen_attention_backward", _backward, "CPU")
 
 
 @torch.library.register_fake("patchrec_fast::varlen_attention")

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .validate import in_memory
+from ..memory import in_memory
 
 CHUNK = 128
 """Most tokens one program sums in the gradient. Under Zipf's law the commonest of 100,000 ids has
