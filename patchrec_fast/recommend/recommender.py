@@ -249,7 +249,7 @@ class Recommender:
     def rank(self, histories: Histories, items: ArrayLike, **options: Any) -> NDArray[np.int64]:
         """The rank of an item's title among all titles, by log-probability, 1 for the best: HR and NDCG at any K.
 
-        Titles with equal log-probabilities all get the last of their ranks, as in `evaluation.metrics`.
+        Titles with equal log-probabilities all get the last of their ranks.
 
         Args:
             items: (B,) item ids, one for each history.
