@@ -27,8 +27,7 @@ from ..evaluation.profile import (
     to_csv,
 )
 from ..layout import Catalogue
-from ..layout.config import FILE, PromptConfig
-from ..layout.prompt import PLACEHOLDER
+from ..layout.config import FILE, INSTRUCTION, PromptConfig
 from ..models import open_model, open_tokenizer, open_trained
 from ..train.start import SAMPLE, open_data
 from .evaluate import METHODS
@@ -56,7 +55,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Of random models; with Llama-3's vocabulary, the second has 98 million parameters and the last is Llama-3.2-1B's."""
 _POSITIONS = 131_072
 JSON = "profile.json"
-_INSTRUCTION = f"A user has watched {PLACEHOLDER}. Please recommend one movie for this user to watch next."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
 def _settings(options: argparse.Namespace) -> tuple[PromptConfig, bool]:
     """The prompts of the model, with the flags; and whether a policy of its own is to be measured too."""
     trained = options.model is not None and (Path(options.model) / FILE).is_file()
-    settings = PromptConfig.load(options.model) if trained else PromptConfig(_INSTRUCTION, max_items=None)
+    settings = PromptConfig.load(options.model) if trained else PromptConfig(INSTRUCTION, max_items=None)
     changed = overridden(settings, options)
     return changed, trained or changed != settings
 

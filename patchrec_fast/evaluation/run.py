@@ -16,10 +16,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _files
+from .._check import check_count
 from .._version import __version__
 from ..layout.catalogue import Catalogue
 from ..layout.histories import Histories
-from ..layout.policies import check_count
 from ..recommend.recommendations import most_answers
 from . import fingerprint
 from .cost import measured

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._backends import why_not
+from .._check import check_count
 from .._ranges import named
 from ..hf.cache import TreeCache, Trunk
 from ..hf.fixed_tree import FixedTree
 from ..layout import PackedBatch, Packer
-from ..layout.policies import check_count
 from .lm_head import LMHead
 from .modes import Autocast, called, ready
 from .scorer import NORMALIZE, Normalize, TokenScorer, closed_nodes

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .._check import check_count, check_number
 from ..hf.attach import check_decoding
 from ..hf.lock import exclusive
 from ..hf.modules import unwrapped
 from ..layout import Packer
 from ..layout.histories import Histories, flatten, integers
-from ..layout.policies import check_count, check_number
 from . import trie_files
 from .engine import Run, Users
 from .lm_head import LMHead

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._check import check_count
 from ..layout import Catalogue, Prompt
-from ..layout.policies import check_count
 from .vocabulary import cut
 
 if TYPE_CHECKING:
