@@ -113,7 +113,7 @@ class Run:
     ) -> list[tuple[Answers, Tensor]]:
         """What `decode` makes of each batch and how many nodes it scored, on the CPU, users in order.
 
-        For who has the model alone, in `recommend.model.own_modes`.
+        For who has the model alone, in `recommend.modes.own_modes`.
         """
         check_count("batch_size", batch_size, minimum=1)
         self.rows, self.seconds = 0, dict.fromkeys(PARTS, 0.0)
