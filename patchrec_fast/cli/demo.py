@@ -15,8 +15,9 @@ import numpy as np
 
 from .._text import printable
 from ..data.download import download
+from ..models import SAMPLE
 from ..train.folder import RUN
-from ..train.start import SAMPLE, open_data
+from ..train.start import open_data
 from .bench import benchmarks, checkout
 from .main import INTERRUPTED, main
 from .numbers import whole

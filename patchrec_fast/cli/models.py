@@ -12,9 +12,9 @@ import torch
 
 from ..layout import Packer, Policy
 from ..layout.config import PromptConfig
-from ..models import open_trained
+from ..models import SAMPLE, open_trained
 from ..train.stages import stage
-from ..train.start import SAMPLE, open_data
+from ..train.start import open_data
 from .numbers import whole
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import _files
-from ..data import sample_tokenizer
 from ..evaluation.profile import (
     GROWTH,
     LENGTHS,
@@ -27,36 +26,19 @@ from ..evaluation.profile import (
     to_csv,
 )
 from ..layout import Catalogue
-from ..layout.config import FILE, PromptConfig
-from ..layout.prompt import PLACEHOLDER
-from ..models import open_model, open_tokenizer, open_trained
-from ..train.start import SAMPLE, open_data
+from ..layout.config import FILE, INSTRUCTION, PromptConfig
+from ..models import SAMPLE, SHAPES, fit_vocabulary, open_model, open_trained, random_model, tokenizer_for
+from ..train.start import open_data
 from .evaluate import METHODS
 from .models import DTYPES, add_data_argument, add_device_arguments, add_prompt_arguments, device, overridden, tell
 from .numbers import whole
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from ..data import Dataset
 
 EXAMPLE = """  patchrec-fast profile --data sample --shape tiny --users 3 --out runs/profile
   patchrec-fast profile --data path/to/ml-1m --shape llama-1b --tokenizer path/to/Llama-3.2-1B --out runs/profile"""
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
-    "100m": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 10, "num_attention_heads": 8},
-    "llama-1b": {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-    },
-}
-"""Of random models; with Llama-3's vocabulary, the second has 98 million parameters and the last is Llama-3.2-1B's."""
-_POSITIONS = 131_072
 JSON = "profile.json"
-_INSTRUCTION = f"A user has watched {PLACEHOLDER}. Please recommend one movie for this user to watch next."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser)
     add_prompt_arguments(parser)
     add = parser.add_argument
-    add("--tokenizer", help=f"for --shape: a folder (default: with --data {SAMPLE}, its own)")
+    add(
+        "--tokenizer",
+        help=f'for --shape: a folder, or "{SAMPLE}" for a small one trained on the titles (default: with --data '
+        f"{SAMPLE}, that)",
+    )
     add("--out", required=True, help="folder for profile.csv, growth.csv, growth.png and profile.json")
     add("--more-than", type=whole(0), default=LONG, help=f"users with more interactions than this (default: {LONG})")
     add("--users", type=whole(1), metavar="N", help="only the N longest of them")
@@ -115,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
 def _settings(options: argparse.Namespace) -> tuple[PromptConfig, bool]:
     """The prompts of the model, with the flags; and whether a policy of its own is to be measured too."""
     trained = options.model is not None and (Path(options.model) / FILE).is_file()
-    settings = PromptConfig.load(options.model) if trained else PromptConfig(_INSTRUCTION, max_items=None)
+    settings = PromptConfig.load(options.model) if trained else PromptConfig(INSTRUCTION, max_items=None)
     changed = overridden(settings, options)
     return changed, trained or changed != settings
 
@@ -136,39 +122,18 @@ def _profiler(options: argparse.Namespace, dataset: Dataset, settings: PromptCon
             raise ValueError("--tokenizer: --model has its own, expected none")
         trained = (Path(options.model) / FILE).is_file()
         model, tokenizer = (open_trained if trained else open_model)(options.model, DTYPES.get(options.dtype, "auto"))
+        prompt = settings.prompt(tokenizer)
+        fit_vocabulary(model, prompt)
     else:
-        tokenizer = _tokenizer(options, dataset)
-    prompt = settings.prompt(tokenizer)
-    if options.model is None:
-        model = _random_model(options.shape, prompt.num_embeddings, options.dtype, place)
-    elif model.get_input_embeddings().num_embeddings < prompt.num_embeddings:
-        model.resize_token_embeddings(prompt.num_embeddings)
+        name = options.tokenizer or (SAMPLE if options.data == SAMPLE else None)
+        if name is None:
+            raise ValueError("--tokenizer: expected a folder, since --shape has none")
+        tokenizer = tokenizer_for(name, dataset.titles)
+        prompt = settings.prompt(tokenizer)
+        dtype = DTYPES.get(options.dtype, torch.float32)
+        model = random_model(options.shape, prompt.num_embeddings, dtype, place)
     catalogue = Catalogue.from_titles(dataset.titles, tokenizer)
     return Profiler(model.to(place), catalogue, prompt, options.k, options.method)
-
-
-def _tokenizer(options: argparse.Namespace, dataset: Dataset) -> PreTrainedTokenizerBase:
-    if options.tokenizer is not None:
-        return open_tokenizer(options.tokenizer)
-    if options.data != SAMPLE:
-        raise ValueError("--tokenizer: expected a folder, since --shape has none")
-    return sample_tokenizer(dataset.titles.values())
-
-
-def _random_model(shape: str, vocabulary: int, dtype: str | None, place: torch.device) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        max_position_embeddings=_POSITIONS,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-        **SHAPES[shape],
-    )
-    torch.manual_seed(0)
-    with place:
-        return AutoModelForCausalLM.from_config(config, dtype=DTYPES.get(dtype, torch.float32)).eval()
 
 
 def _shown(profiles: Iterable[Profile], quiet: bool) -> list[Profile]:

@@ -6,11 +6,10 @@ import os
 
 from .. import report
 from .._text import printable
-from ..data import sample_tokenizer
-from ..models import open_tokenizer
+from ..models import SAMPLE, tokenizer_for
 from ..report import inputs
 from ..report.savings import Group, by_length
-from ..train.start import SAMPLE, open_data
+from ..train.start import open_data
 
 EXAMPLE = """  patchrec-fast report --out report.html --run runs/text runs/pft-s --evaluation runs/*/test
   patchrec-fast report --out r.html --profile runs/profile --bench benchmarks/results/compress.csv --data sample"""
@@ -50,7 +49,5 @@ def _groups(options: argparse.Namespace) -> list[Group]:
     if options.data is None:
         return []
     dataset = open_data(options.data)
-    folder = options.tokenizer or os.environ.get("PATCHREC_FAST_TOKENIZER")
-    if folder is None:
-        return list(by_length(dataset, sample_tokenizer(dataset.titles.values())))
-    return list(by_length(dataset, open_tokenizer(folder)))
+    name = options.tokenizer or os.environ.get("PATCHREC_FAST_TOKENIZER") or SAMPLE
+    return list(by_length(dataset, tokenizer_for(name, dataset.titles)))

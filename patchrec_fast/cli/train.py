@@ -12,10 +12,11 @@ from typing import Any, get_args
 
 from .._text import printable
 from ..layout.config import FILE, PromptConfig
+from ..models import SAMPLE
 from ..train.recipes import BUILT_IN, TYPES, Recipe, load
 from ..train.run import train
 from ..train.stages import STAGES, stage
-from ..train.start import SAMPLE, TINY
+from ..train.start import TINY
 from .models import prompt_line
 
 EXAMPLE = """  patchrec-fast train --model tiny --data sample --stage text --out runs/text

@@ -15,7 +15,7 @@ from .samples import checked
 def baseline_ranks(
     dataset: Dataset, samples: Samples, seed: int = 0, catalogue: Catalogue | None = None
 ) -> dict[str, NDArray[np.int64]]:
-    """Ranks among all titles of the dataset.
+    """Ranks among all titles of the dataset, 1 for the best.
 
     Popularity counts a title's interactions up to each user's last one in the train split; where two are equally
     popular, the target comes last. With "unseen", titles are left out of which the sample's own history has all items,
@@ -42,15 +42,15 @@ def baseline_ranks(
     excluded = np.bincount(sample[seen == wanted[sample]], minlength=len(wanted)) > 0  # (S,)
 
     count = np.bincount(answer(_train_items(dataset)), minlength=len(answer))  # (A,)
-    before = len(answer) - np.searchsorted(np.sort(count), count[wanted]) - 1  # at least as popular, but itself
+    rank = len(answer) - np.searchsorted(np.sort(count), count[wanted])  # at least as popular, itself too
     ahead = np.bincount(sample[count[seen] >= count[wanted[sample]]], minlength=len(wanted))
     candidates = len(answer) - np.bincount(sample, minlength=len(wanted))  # (S,) titles that are unseen
     rng = np.random.default_rng(seed)
     return {
-        "popularity": before,
-        "popularity, unseen": np.where(excluded, MISS, before - ahead),
-        "random": rng.integers(0, len(answer), len(wanted)),
-        "random, unseen": np.where(excluded, MISS, rng.integers(0, np.maximum(candidates, 1))),
+        "popularity": rank,
+        "popularity, unseen": np.where(excluded, MISS, rank - ahead),
+        "random": 1 + rng.integers(0, len(answer), len(wanted)),
+        "random, unseen": np.where(excluded, MISS, 1 + rng.integers(0, np.maximum(candidates, 1))),
     }
 
 

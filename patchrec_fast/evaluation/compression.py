@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much shorter a policy makes a prompt: the three countings of DESIGN, decision 7."""
+"""How much shorter a policy makes a prompt: counted in three ways, from titles alone to whole prompts."""
 
 from dataclasses import dataclass
 

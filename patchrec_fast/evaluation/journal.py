@@ -15,7 +15,7 @@ from .. import _json
 from .._lock import only_one
 from .fingerprint import differences
 
-_MARK = {"journal": "patchrec_fast evaluate, 2"}
+_MARK = {"journal": "patchrec_fast evaluate, 3"}
 _BEGINNING = _json.dumps(_MARK).rstrip("}\n").encode()
 
 

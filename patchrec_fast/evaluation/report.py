@@ -11,10 +11,13 @@ from typing import Any
 
 from .. import _files, _json
 from .intervals import Comparison, Estimate, compare, estimate
-from .metrics import MISS, Values, values
+from .metrics import Values, check_ranks, values
 
 _NONE = type(None)
+FORMAT = 2
+"""Of what a report is written as; in 1, ranks were counted from 0."""
 _SHAPE = {
+    "format": int,
     "metrics": dict,
     "name": str,
     "ks": [int],
@@ -40,7 +43,7 @@ class Report:
     Attributes:
         name: what was evaluated, in words.
         ks: the K of HR@K and NDCG@K.
-        ranks: S places of the target's title in the recommendations, from 0; -1 is a miss.
+        ranks: S ranks of the target's title in the recommendations, from 1; -1 is a miss.
         users: S numbers, whose sample each is.
         identity: a digest of the samples; only reports with equal ones are compared.
         shared_titles: titles that more than one item of the catalogue has; these are one answer.
@@ -86,7 +89,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """JSON values; `metrics` are in it for readers, `from_dict` counts them again."""
         found = {name: value._asdict() for name, value in self.metrics().items()}
-        return {"metrics": found, **dataclasses.asdict(self)}
+        return {"format": FORMAT, "metrics": found, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Report:
@@ -95,16 +98,19 @@ class Report:
         Raises:
             ValueError: it is something else, and what.
         """
+        if fields.get("format") != FORMAT:
+            raise ValueError(f"format {fields.get('format', 1)!r}, expected {FORMAT}: evaluate again")
         _json.check(fields, {**_SHAPE, **{name: kind for name, kind in _OPTIONAL.items() if name in fields}})
         _json.check(fields.get("seconds") or {}, {str: float}, "seconds")
-        given = {name: value for name, value in fields.items() if name != "metrics"}
+        given = {name: value for name, value in fields.items() if name not in ("format", "metrics")}
         if unknown := given.keys() - {field.name for field in dataclasses.fields(cls)}:
             raise ValueError(f"unknown {', '.join(sorted(unknown))}")
         ranks, users = fields["ranks"], fields["users"]
         if not ranks or len(users) != len(ranks):
             raise ValueError(f"ranks, users: expected as many of each, and some, got {len(ranks)} and {len(users)}")
-        if min(ranks) < MISS or not fields["ks"] or min(fields["ks"]) < 1:
-            raise ValueError(f"ranks, ks: expected no rank below {MISS} and every K above 0")
+        if not fields["ks"] or min(fields["ks"]) < 1:
+            raise ValueError(f"ks: expected every K above 0, got {fields['ks']}")
+        check_ranks(ranks)
         return cls(**{**given, "ks": tuple(fields["ks"])})
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -16,15 +16,15 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _files
+from .._check import check_count
 from .._version import __version__
 from ..layout.catalogue import Catalogue
 from ..layout.histories import Histories
-from ..layout.policies import check_count
 from ..recommend.recommendations import most_answers
 from . import fingerprint
 from .cost import measured
 from .journal import Journal
-from .metrics import MISS, ranks
+from .metrics import check_ranks, ranks
 from .report import Report
 from .samples import checked, identity, users_of
 
@@ -194,12 +194,15 @@ def _batches(
     done = 0
     for line, entry in enumerate(entries, 2):
         count = len(entry["ranks"])
-        if entry["begin"] != done or not 0 < count <= len(wanted) - done or min(entry["ranks"]) < MISS:
+        try:
+            if entry["begin"] != done or not 0 < count <= len(wanted) - done:
+                raise ValueError(f"its {count} samples begin at {entry['begin']}, expected {done} of {len(wanted)}")
+            check_ranks(entry["ranks"])
+        except ValueError as error:
             path = None if journal is None else journal.path
             raise ValueError(
-                f"{path}: line {line}: its {count} samples begin at {entry['begin']}, expected {done} of {len(wanted)} "
-                "and no rank below -1; the file is damaged: remove the line and those after it"
-            )
+                f"{path}: line {line}: {error}; the file is damaged: remove the line and those after it"
+            ) from error
         done += count
     with tqdm(total=len(wanted), initial=done, unit=" samples", disable=None if progress else True) as bar:
         while done < len(wanted):

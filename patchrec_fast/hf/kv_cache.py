@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..layout.policies import check_count
+from .._check import check_count
 from ..layout.rows import PromptRows
 
 Layers = dict[int, tuple[Tensor, Tensor]]

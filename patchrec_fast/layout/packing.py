@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from .._check import check_count
 from .batch import PackedBatch
 from .catalogue import Catalogue
 from .csr import counting
 from .csr import offsets as csr_offsets
 from .histories import Histories, flatten, integers, newest
-from .policies import Policy, check_count
+from .policies import Policy
 from .prompt import Prompt
 from .units import Units, units
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which items of a history stay text, become a patch, share a session patch, or are left out.
 
-A policy is any object with an `assign` method (see `Policy`); the ones here are the table of
-DESIGN, section "The rows of a prompt". They share one idea: an item's `age` is the number of newer
-items of the same user.
+A policy is any object with an `assign` method (see `Policy`); the ones here share one
+idea: an item's `age` is the number of newer items of the same user.
 """
 
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from .._check import check_count, check_number
 from .csr import counting
 from .histories import _INT64_MAX
 
@@ -139,21 +139,3 @@ def _age(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 def _without_sessions(chosen: NDArray[np.bool_], grain: Grain) -> Assignment:
     """`grain` where `chosen`, text elsewhere."""
     return Assignment(chosen * np.uint8(grain), np.zeros(len(chosen), np.int64))
-
-
-def check_count(name: str, value: object, minimum: int) -> int:
-    """`value` as Python's int, which no sum overflows; an error names `name` where it is none or below `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name}: expected an int, got {value!r} ({type(value).__name__})")
-    if value < minimum:
-        raise ValueError(f"{name}: expected at least {minimum}, got {value}")
-    return int(value)
-
-
-def check_number(name: str, value: object, least: float, most: float, what: str = "a number") -> float:
-    """`value` as Python's float; an error names `name` where it is none, NaN or outside `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{name}: expected a number, got {value!r} ({type(value).__name__})")
-    if not least <= value <= most:
-        raise ValueError(f"{name}: expected {what} between {least:g} and {most:g}, got {value}")
-    return float(value)

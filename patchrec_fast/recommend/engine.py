@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._check import check_count
 from .._ranges import named
 from ..hf.cache import Known, PromptCache, TreeCache
 from ..hf.fixed_tree import FixedTree
 from ..hf.kv_cache import Kept, KVCache, Layers, first_rows
 from ..layout import PackedBatch, Packer
-from ..layout.policies import check_count
 from ..layout.rows import PromptRows, prompt_rows, without
 from ..ops.backends import why_not
 from .lm_head import LMHead
@@ -123,7 +123,7 @@ class Run:
     ) -> list[tuple[Answers, Tensor]]:
         """What `decode` makes of each batch and how many nodes it scored, on the CPU, users in order.
 
-        For who has the model alone, in `recommend.model.own_modes`.
+        For who has the model alone, in `recommend.modes.own_modes`.
         """
         check_count("batch_size", batch_size, minimum=1)
         self.rows, self.rows_read, self.seconds = 0, 0, dict.fromkeys(PARTS, 0.0)

@@ -24,7 +24,7 @@ class Recommendations:
 
     Attributes:
         items: (B, k) int64 item ids; -1 where there are no more. Items that share a title are one answer, and this is
-            the first of them in the catalogue, with `exclude_seen` the first unseen; `Trie.sharing` gives the others.
+            the first of them in the catalogue, with `exclude_seen` the first unseen.
         log_probs: (B, k) float32, the log-probability of the title and its end; -inf beside -1.
         scores: (B, k) float32, by which they are ordered: log_probs, unless lengths or repetitions are penalised.
         num_scored: (B,) int64, how many trie nodes' children were given probabilities.

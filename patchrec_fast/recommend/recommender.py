@@ -13,13 +13,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .._check import check_count, check_number
 from ..hf.attach import check_decoding
 from ..hf.kv_cache import KVCache
 from ..hf.lock import exclusive
 from ..hf.modules import unwrapped
 from ..layout import Packer
 from ..layout.histories import Histories, flatten, integers
-from ..layout.policies import check_count, check_number
 from . import trie_files
 from .engine import Run, Users
 from .lm_head import LMHead
@@ -292,7 +292,7 @@ class Recommender:
     def rank(self, histories: Histories, items: ArrayLike, **options: Any) -> NDArray[np.int64]:
         """The rank of an item's title among all titles, by log-probability, 1 for the best: HR and NDCG at any K.
 
-        Titles with equal log-probabilities all get the last of their ranks, as in `evaluation.metrics`.
+        Titles with equal log-probabilities all get the last of their ranks.
 
         Args:
             items: (B,) item ids, one for each history.

@@ -203,15 +203,6 @@ class Trie:
             )
         return order[place]
 
-    def sharing(self, item: int) -> Array:
-        """All items with the title of this one, (n,) int64, the first of the catalogue first.
-
-        Raises:
-            TypeError, ValueError: as `leaf_of`.
-        """
-        leaf = self.leaf_of([item])[0]
-        return self.items[self.item_first[leaf] : self.item_first[leaf + 1]].cpu().numpy()
-
     @cached_property
     def _by_id(self) -> tuple[Array, Array]:
         """The items' places in the order of their ids, and those ids."""

@@ -11,9 +11,9 @@ import numpy as np
 from ..data import Dataset
 from ..evaluation import measure_compression
 from ..layout import Catalogue, ItemPatches, Packer, Policy, Prompt, SessionPatches
+from ..layout.config import INSTRUCTION
 from ..layout.csr import counting
 from ..layout.csr import offsets as csr_offsets
-from ..layout.prompt import PLACEHOLDER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +22,6 @@ ENDS = (20, 50, 100, 200, 500)
 """The most items of each group of users but the last."""
 POLICIES: dict[str, Policy] = {"PFT-I, N = 5": ItemPatches(5), "PFT-S, g = 5": SessionPatches(5)}
 TEXT = "text"
-_INSTRUCTION = f"Someone has chosen {PLACEHOLDER}. Which one will they choose next? Answer with its title only."
 
 
 class Group(NamedTuple):
@@ -41,7 +40,7 @@ def by_length(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Iterator[
         dataset: its sequences are the histories.
         tokenizer: counts the titles' tokens; the marks are added where they are missing, as `Prompt` says.
     """
-    prompt = Prompt(tokenizer, instruction=_INSTRUCTION)
+    prompt = Prompt(tokenizer, instruction=INSTRUCTION)
     catalogue = Catalogue.from_titles(dataset.titles, tokenizer)
     packers = {name: Packer(catalogue, prompt, policy) for name, policy in POLICIES.items()}
     lengths = np.diff(dataset.offsets)

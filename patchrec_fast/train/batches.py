@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from .._check import check_count
 from ..data import Samples
 from ..layout import Assignment, Packer, Policy, Text
 from ..layout.csr import counting
 from ..layout.csr import offsets as csr_offsets
-from ..layout.policies import check_count
 from .balance import balanced, split_by_count, split_by_rows
 from .stages import Stage
 

@@ -104,8 +104,9 @@ def check(folder: Path) -> None:
         )
 
 
-def clean(out: Path) -> None:
-    """Removes what a killed run left unfinished, and checkpoints without seal."""
+def clean(out: Path, keep: int) -> None:
+    """Removes what a killed run left unfinished, checkpoints without seal, and those beyond the newest `keep`."""
+    _prune(out, keep)
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     sealed = _sealed(out).values()
     for path in out.glob("checkpoint-*"):

@@ -23,6 +23,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from .._files import write
+from ..layout.config import INSTRUCTION, SYSTEM
 from .stages import STAGES
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -47,11 +48,8 @@ class Recipe:
         ValueError: one below its range, or none or both of `batch` and `rows`.
     """
 
-    instruction: str = _key(
-        "Someone has chosen [HISTORY_SEQUENCE]. Which one will they choose next? Answer with its title only.",
-        "the user's message, [HISTORY_SEQUENCE] once where the history goes",
-    )
-    system: str = _key("You recommend what fits somebody's taste.", "the system message; empty for none")
+    instruction: str = _key(INSTRUCTION, "the user's message, [HISTORY_SEQUENCE] once where the history goes")
+    system: str = _key(SYSTEM, "the system message; empty for none")
     separators: bool = _key(True, "a separator next to patches too")
     max_items: int = _key(100, "K: newest items of a history that a prompt holds; 0 for all", 0)
     keep: int = _key(5, "N: newest items that stay text (pft-i)", 0)

@@ -131,7 +131,7 @@ def _train(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path, main
                 recipe.save(folder / RECIPE)
         else:
             start(folder, recipe, run, ready.began_with)
-        clean(folder)
+        clean(folder, recipe.checkpoints)
     checkpoint = latest(folder) if resume else None
     if checkpoint is not None and main:
         check(checkpoint)

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import models
-from ..data import Dataset, Samples, generate, load, sample_tokenizer
+from ..data import Dataset, Samples, generate, load
 from ..layout import Prompt
 from ..layout.prompt import END, SEPARATOR, START
+from ..models import SAMPLE
 from .batches import take
 from .recipes import Recipe
-from .tiny import tiny_model
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TINY, SAMPLE = "tiny", "sample"
+TINY = "tiny"
 
 
 def open_data(data: str | os.PathLike[str]) -> Dataset:
@@ -71,16 +71,12 @@ def open_model(
     if model == TINY:
         if tokenizer is None:
             raise ValueError('tokenizer: expected a folder, or "sample": the tiny model has none of its own')
-        sample = tokenizer == SAMPLE
-        whole = sample_tokenizer(titles.values()) if sample else models.open_tokenizer(tokenizer, hub=True)
         texts.update(hidden=recipe.hidden, layers=recipe.layers, heads=recipe.heads, seed=recipe.seed)
-        return tiny_model(titles, whole, **texts)
+        return models.tiny_model(titles, models.tokenizer_for(tokenizer, titles, hub=True), **texts)
     if tokenizer is not None:
         raise ValueError(f"tokenizer: {model} has its own, expected none; got {tokenizer}")
     made, own = models.open_model(model, torch.float32, hub=True)
-    needed = Prompt(own, **texts).num_embeddings
-    if made.get_input_embeddings().num_embeddings < needed:
-        made.resize_token_embeddings(needed)
+    models.fit_vocabulary(made, Prompt(own, **texts))
     return made, own
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from patchrec_fast import SessionPatches, data
 from patchrec_fast.layout.config import PromptConfig
-from patchrec_fast.train.tiny import tiny_model
+from patchrec_fast.models.tiny import tiny_model
 
 INSTRUCTION = "Seen [HISTORY_SEQUENCE]. Next?"
 

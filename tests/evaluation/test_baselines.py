@@ -34,8 +34,8 @@ def test_by_hand(hand):
     """The tie of B and C is to the target's disadvantage; A is left out where both of its items are seen."""
     histories = [[20], [20], [10], [10, 30], [30, 20, 20, 30], [10, 20, 20, 30], [50]]
     ranked = baseline_ranks(hand, samples(histories, [10, 40, 20, 20, 50, 50, 50]))
-    assert ranked["popularity"].tolist() == [0, 2, 2, 2, 3, 3, 3]
-    assert ranked["popularity, unseen"].tolist() == [0, 1, 2, 1, 2, 1, MISS]
+    assert ranked["popularity"].tolist() == [1, 3, 3, 3, 4, 4, 4]
+    assert ranked["popularity, unseen"].tolist() == [1, 2, 3, 2, 3, 2, MISS]
 
 
 def test_titles_by_tokens(hand):
@@ -43,9 +43,9 @@ def test_titles_by_tokens(hand):
     catalogue = catalogue_of({50: (1,), 10: (2, 3), 20: (4,), 30: (2, 3), 40: (2, 3)})
     found = samples([[20], [20, 10, 30], [20, 10, 30, 40]], [40, 30, 30])
     ranked = baseline_ranks(hand, found, catalogue=catalogue)
-    assert ranked["popularity"].tolist() == [0, 0, 0]
-    assert ranked["popularity, unseen"].tolist() == [0, 0, MISS]
-    assert max(ranked["random"]) < 3
+    assert ranked["popularity"].tolist() == [1, 1, 1]
+    assert ranked["popularity, unseen"].tolist() == [1, 1, MISS]
+    assert 1 <= min(ranked["random"]) <= max(ranked["random"]) <= 3
     with pytest.raises(ValueError, match="expected the 5 items of the dataset, got 1"):
         baseline_ranks(hand, found, catalogue=catalogue_of({50: (1,)}))
 
@@ -68,7 +68,7 @@ def brute_force(dataset, found, exclude_seen):
         seen = set(counts) - {title for item, title in dataset.titles.items() if item not in watched}
         answer = dataset.titles[target]
         order = sorted(set(counts) - seen, key=lambda title: (-counts[title], title == answer))
-        ranked.append(order.index(answer) if answer in order else MISS)
+        ranked.append(order.index(answer) + 1 if answer in order else MISS)
     return ranked
 
 
@@ -89,7 +89,7 @@ def test_a_target_seen_before_is_a_miss(hand):
 
 def test_everything_but_the_target_seen(hand):
     ranked = baseline_ranks(hand, samples([[10, 20, 30, 40]], [50]))
-    assert ranked["popularity, unseen"].tolist() == ranked["random, unseen"].tolist() == [0]
+    assert ranked["popularity, unseen"].tolist() == ranked["random, unseen"].tolist() == [1]
 
 
 def test_chance_is_uniform(hand):
@@ -98,7 +98,9 @@ def test_chance_is_uniform(hand):
     ranked = baseline_ranks(hand, samples([[40]] * count, [20] * count))
     for name, places in (("random", 4), ("random, unseen", 3)):
         spread = 4 * np.sqrt(count / places * (1 - 1 / places))
-        assert np.bincount(ranked[name], minlength=places) == pytest.approx(np.full(places, count / places), abs=spread)
+        assert np.bincount(ranked[name] - 1, minlength=places) == pytest.approx(
+            np.full(places, count / places), abs=spread
+        )
 
 
 def test_the_seed_decides(sample):

@@ -21,7 +21,7 @@ def test_by_hand(clockwork):
     """The newest item is 4: 5, 6, 7... are recommended. 7 has the title of 5, so it is found there."""
     histories = [[1, 4], [4], [9, 9, 4], [2, 4]]
     report = pf.evaluate(clockwork(), (histories, [6, 7, 4, 8]), ks=(2, 4))
-    assert report.ranks == [1, 0, -1, 3]
+    assert report.ranks == [2, 1, -1, 4]
     found = {name: value for name, (value, _, _) in report.metrics().items()}
     assert found["HR@2"] == 0.5
     assert found["NDCG@2"] == pytest.approx((1 / math.log2(3) + 1) / 4)
@@ -43,7 +43,7 @@ def test_one_decoding_serves_every_k(clockwork, test_split):
 def test_more_than_the_catalogue_has(clockwork, test_split, packer):
     """Lists end in -1, which no target is."""
     report = pf.evaluate(clockwork(), test_split, ks=(400,))
-    assert max(report.ranks) < len(packer.catalogue)
+    assert max(report.ranks) <= len(packer.catalogue)
 
 
 def test_users_are_found(clockwork, test_split, sample):
@@ -103,6 +103,21 @@ def test_two_runs_in_one_folder_are_noticed(clockwork, test_split, tmp_path):
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join([*lines[:2], *lines[1:]]))
     with pytest.raises(ValueError, match="line 3: its 16 samples begin at 0, expected 16 of"):
+        pf.evaluate(clockwork(), test_split, out=tmp_path)
+
+
+def test_ranks_from_0_are_refused(clockwork, test_split, tmp_path):
+    """Those of a report of before, or of a journal that is damaged."""
+    old = pf.evaluate(clockwork(), test_split, out=tmp_path).to_dict()
+    del old["format"]
+    with pytest.raises(ValueError, match="format 1, expected 2: evaluate again"):
+        Report.from_dict(old)
+    journal = tmp_path / "batches.jsonl"
+    first, entry, *rest = journal.read_text().splitlines(keepends=True)
+    changed = json.loads(entry)
+    changed["ranks"][3] = 0
+    journal.write_text("".join([first, json.dumps(changed) + "\n", *rest]))
+    with pytest.raises(ValueError, match="line 2: ranks: expected -1 for a miss or a rank from 1, got 0; the file"):
         pf.evaluate(clockwork(), test_split, out=tmp_path)
 
 
@@ -213,6 +228,14 @@ def test_a_report_of_another_shape(clockwork, test_split, tmp_path, entry):
                 continue
             with pytest.raises(ValueError, match=r"report\.json: not a report"):
                 load({**good, name: value})
-    for change in ({"settings": None}, {"ranks": good["ranks"][1:]}, {"ks": []}, {"ks": [0]}, {"users": []}, {"x": 1}):
+    for change in (
+        {"settings": None},
+        {"ranks": good["ranks"][1:]},
+        {"ks": []},
+        {"ks": [0]},
+        {"users": []},
+        {"x": 1},
+        {"ranks": [0] * len(good["ranks"])},
+    ):
         with pytest.raises(ValueError, match=r"report\.json: not a report"):
             load({**good, **change})

@@ -10,7 +10,7 @@ import pytest
 import patchrec_fast as pf
 from patchrec_fast.evaluation import profile
 from patchrec_fast.evaluation.profile import GROWTH, SETTINGS, Profiler, Setting, long_histories, plot, to_csv
-from patchrec_fast.train.tiny import tiny_model
+from patchrec_fast.models.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from torch.nn.modules import module as global_hooks
 
 import patchrec_fast as pf
-from patchrec_fast.hf import attach, head, last_layer
+from patchrec_fast.hf import attach, last_layer, supervised
 from tests.hf.conftest import WIDE_FAMILIES
 from tests.hf.oracle import alone, assert_same_step, packed, predicting
 from tests.hf.test_detach import assert_equal, snapshot
@@ -81,7 +81,7 @@ def test_a_step_is_what_it_was(make_model, batch, spy, without, family, loss):
 
 
 def test_the_families_are_those_of_the_head():
-    assert {family.partition("-")[0] for family in KNOWN} == {name.lower() for name in head.FAMILIES}
+    assert {family.partition("-")[0] for family in KNOWN} == {name.lower() for name in supervised.FAMILIES}
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prompts of DESIGN's table, built with plain loops: the oracle of the packing tests.
+"""The prompts of every policy, built with plain loops: the oracle of the packing tests.
 
 It shares no code with patchrec_fast. A row is a list of items, an item a list of token ids.
 """

@@ -59,7 +59,7 @@ class Page(HTMLParser):
         return sum(tag == name for tag, _ in self.seen)
 
 
-def report(name, rows, policy="Text()", ranks=(0, 15, -1, 3), **changes):
+def report(name, rows, policy="Text()", ranks=(1, 16, -1, 4), **changes):
     settings = {"policy": policy, "max_items": 100}
     made = Report(name, (10, 20), list(ranks), [0, 0, 1, 2], "same", 0, 0, rows, {"decode": 0.25}, 2**21, "x", settings)
     return dataclasses.replace(made, **changes)
@@ -181,7 +181,7 @@ def test_colours_are_the_page_s(made, folder):
 
 
 def test_samples_that_differ_are_kept_apart(made, folder):
-    report("other", 90.0, identity="other", ranks=(0, 1, 2, 3)).save(folder / "other.json")
+    report("other", 90.0, identity="other", ranks=(1, 2, 3, 4)).save(folder / "other.json")
     _, found = made("--evaluation", folder / "text", folder / "other.json")
     assert found.count("table") == 2
     assert found.count("svg") == 2

@@ -56,9 +56,9 @@ class _Search:
         # Grows: little is read in vain early, and the rounds are few. Doubled, half as many nodes again are read.
         width = 2 * self.k
         while len(frontier.user):
-            order, rank = _ranked(frontier.user, frontier.bound)
-            frontier, front = frontier.only(order), rank < width
-            settled, loose = front & frontier.true, (rank < 2 * self.k) & ~frontier.true
+            order, place = _ordered(frontier.user, frontier.bound)
+            frontier, front = frontier.only(order), place < width
+            settled, loose = front & frontier.true, (place < 2 * self.k) & ~frontier.true
             visited, ends = frontier.only(settled), self.state.trie.is_leaf[frontier.node[settled]]
             self._finish(visited.only(ends))
             frontier = self._tightened(frontier, loose).only(~settled).and_also(self._entered(visited.only(~ends)))
@@ -72,8 +72,8 @@ class _Search:
         user = torch.arange(users, device=self.leaf.device).repeat_interleave(k)
         user, score = torch.cat([user, ended.user]), torch.cat([self.score.flatten(), ended.bound])
         leaf = torch.cat([self.leaf.flatten(), ended.node])
-        order, rank = _ranked(user, score)
-        best = order[rank < k]
+        order, place = _ordered(user, score)
+        best = order[place < k]
         self.leaf, self.score = leaf[best].view(users, k), score[best].view(users, k)
 
     def _tightened(self, frontier: _Frontier, loose: Tensor) -> _Frontier:
@@ -113,8 +113,8 @@ class _Search:
         return _Frontier(user[nth], found.node[nth, place], row[nth], bound[nth, place], true)
 
 
-def _ranked(user: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
-    """The order by user and falling score, and each one's rank, from 0, among its user's in that order."""
+def _ordered(user: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+    """The order by user and falling score, and each one's place, from 0, among its user's in that order."""
     order = score.argsort(descending=True, stable=True)
     order = order[user[order].argsort(stable=True)]
     count = torch.bincount(user)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from patchrec_fast import data
 from patchrec_fast.layout.config import PromptConfig
 from patchrec_fast.models import open_model, open_tokenizer, open_trained
-from patchrec_fast.train.tiny import tiny_model
+from patchrec_fast.models.tiny import tiny_model
 
 TITLES = {number: f"Title {number} of many" for number in range(30)}
 TEXT = "Seen [HISTORY_SEQUENCE]. Next?"

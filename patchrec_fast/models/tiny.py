@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._check import check_count
 from ..layout import Catalogue, Prompt
-from ..layout.policies import check_count
 from .vocabulary import cut
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ def tiny_model(
     if hidden % (2 * heads):
         raise ValueError(f"hidden: expected a multiple of 2 * heads = {2 * heads}, got {hidden}")
     marked = deepcopy(tokenizer)
-    whole = Prompt(marked, system=system, instruction=instruction)
+    full = Prompt(marked, system=system, instruction=instruction)
     used = np.concatenate(
         [
             Catalogue.from_titles(titles, marked).token_ids,
-            whole.prefix,
-            whole.suffix,
-            [whole.separator, whole.end_of_turn],
+            full.prefix,
+            full.suffix,
+            [full.separator, full.end_of_turn],
         ]
     )
     smaller = cut(marked, used)

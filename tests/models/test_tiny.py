@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import patchrec_fast as pf
 from patchrec_fast import data
-from patchrec_fast.train.tiny import tiny_model
-from patchrec_fast.train.vocabulary import cut
+from patchrec_fast.models.tiny import tiny_model
+from patchrec_fast.models.vocabulary import cut
 
 TEXTS = {"system": "You recommend.", "instruction": "Watched: [HISTORY_SEQUENCE]. Next?"}
 SIZES = {"hidden": 32, "layers": 2, "heads": 4}

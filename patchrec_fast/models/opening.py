@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model and its tokenizer, opened by folder or hub name: one place for every command.
+"""A model and its tokenizer, opened by folder or hub name.
 
 A folder comes from somewhere else. Nothing of it is run (no code of its own, no pickle), and nothing that it lacks is
 made up: where transformers would begin a missing tensor at random, that is an error here. Whatever transformers raises
@@ -11,19 +11,23 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .layout.config import PromptConfig
-from .layout.prompt import END, SEPARATOR, START
+from ..data import sample_tokenizer
+from ..layout import Prompt
+from ..layout.config import PromptConfig
+from ..layout.prompt import END, SEPARATOR, START
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Name = str | os.PathLike[str]
+SAMPLE = "sample"
+"""Named as a tokenizer: a small one, trained on the titles; as data: the generated dataset."""
 _CONFIG, _GENERATION, _INDEX = "config.json", "generation_config.json", "model.safetensors.index.json"
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -86,6 +90,17 @@ def open_tokenizer(name: Name, *, hub: bool = False) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=not hub)
         tokenizer(["a title"], add_special_tokens=False)
     return tokenizer
+
+
+def tokenizer_for(name: Name, titles: Mapping[int, str], *, hub: bool = False) -> PreTrainedTokenizerBase:
+    """`open_tokenizer`, or a small one that is trained on the titles for "sample"."""
+    return sample_tokenizer(titles.values()) if name == SAMPLE else open_tokenizer(name, hub=hub)
+
+
+def fit_vocabulary(model: PreTrainedModel, prompt: Prompt) -> None:
+    """Gives the model embeddings of the prompt's marks, in place, where it has too few."""
+    if model.get_input_embeddings().num_embeddings < prompt.num_embeddings:
+        model.resize_token_embeddings(prompt.num_embeddings)
 
 
 def _model(name: Name, dtype: torch.dtype | str, hub: bool) -> PreTrainedModel:
