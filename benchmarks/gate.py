@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from patchrec_fast import PackedBatch, make_plan
-from patchrec_fast.ops.compress import reference
+from patchrec_fast import PackedBatch
+from patchrec_fast.ops.compress import make_plan, reference
 
 from .peers import Contestant
 from .peers.csr import levels, owners

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchrec_fast import PackedBatch, Packer, SessionPatches, make_plan
+from patchrec_fast import PackedBatch, Packer, SessionPatches
 from patchrec_fast.data import Dataset
+from patchrec_fast.ops.compress import make_plan
 
 from .source import Source, load
 

@@ -2,7 +2,7 @@
 // C ABI of the CPU kernels. Loaded with ctypes (patchrec_fast/ops/native.py): no Python, torch or OpenMP headers,
 // so one build serves every Python and torch version.
 //
-// `compress` of DESIGN: out[r] = mean over the items of row r of the mean over each item's tokens of weight[id].
+// `compress`: out[r] = mean over the items of row r of the mean over each item's tokens of weight[id].
 #pragma once
 
 #include <stdint.h>

@@ -93,8 +93,8 @@ inline int32_t bits_set(uint64_t x) {
   return static_cast<int32_t>(((x + (x >> 4)) & 0x0f0f0f0f0f0f0f0f) * 0x0101010101010101 >> 56);
 }
 
-// The ids that occur, as a bit each: 16 KB for 128,000 ids, so that ranks come from L1. For the tokens of 16 users a
-// table of V numbers took 15 % longer, and a radix sort 1.3 to 2 times as long as that table.
+// The ids that occur, as a bit each: 16 KB for 128,000 ids, so that ranks come from L1, where a table of V
+// numbers does not fit; a radix sort reads all tokens several times.
 struct IdSet {
   int64_t words;
   std::unique_ptr<uint64_t[]> bits;

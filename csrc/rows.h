@@ -6,8 +6,8 @@
 #define PATCHREC_UNROLL _Pragma("GCC unroll 16")
 
 // Pairs of vectors in a tile of columns, whose sums stay in registers while the tokens of a row go by: 16 of
-// AVX-512's 32 registers, 8 of the 16 elsewhere. Of 3 to 12 pairs 8 took the least time over all shapes: narrow tiles
-// read a long row in runs too short (up to 35 % more), 12 do not divide the usual widths.
+// AVX-512's 32 registers, 8 of the 16 elsewhere. Narrow tiles read a long row in runs too short, wider ones
+// do not divide the usual widths.
 constexpr int kTile = kWidth == 16 ? 8 : 4;
 constexpr int kSmallTile = 4;
 constexpr int64_t kPair = 2 * kWidth;
@@ -16,7 +16,7 @@ constexpr int64_t kPair = 2 * kWidth;
 constexpr int64_t kAheadBytes = 32 << 10;
 
 // A row's first line is asked for before the row is: the first access to a page takes the longest. So many terms ahead
-// of the fetching, and so many rows ahead of the writing (2 to 4 % off a backward in place, 0 to 2 % off the others).
+// of the fetching, and so many rows ahead of the writing.
 constexpr int64_t kTouchTerms = 3, kTouchRows = 2;
 
 // What becomes of a sum.
@@ -34,8 +34,7 @@ struct Row {
   int64_t begin, end;
   int64_t ahead, last_term;  // terms to fetch ahead, and where the fetching stops
   T* out;
-  // The output row after this one is fetched too: a store waits for its line as a load does. This took 4 to 14 % off a
-  // forward that wrote past the caches where its output was large.
+  // The output row after this one is fetched too: a store waits for its line as a load does.
   const T* next_out;
 
   const T* of(int64_t t) const { return table + terms[t].index * table_stride; }
@@ -51,8 +50,7 @@ inline void prefetch(const T* p) {
   for (int b = 0; b < kBytes; b += 64) __builtin_prefetch(reinterpret_cast<const char*>(p) + b, 0, kWhere);
 }
 
-// A table row waits in L2: there it does not push out of L1 what the sums read again (1 to 4 % less time for bfloat16;
-// for float32 6 % less to 3 % more).
+// A table row waits in L2: there it does not push out of L1 what the sums read again.
 template <int kBytes, class T>
 inline void prefetch_in(const T* p) {
   prefetch<kBytes, kIntoL2>(p);

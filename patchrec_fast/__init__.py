@@ -16,9 +16,6 @@ from .layout import Prompt as Prompt
 from .layout import RandomItemPatches as RandomItemPatches
 from .layout import SessionPatches as SessionPatches
 from .layout import Text as Text
-from .ops.compress import Plan as Plan
 from .ops.compress import compress as compress
-from .ops.compress import make_plan as make_plan
-from .ops.compress import patch_table as patch_table
 from .ops.compress import use_embedding as use_embedding
 from .recommend import Recommender as Recommender

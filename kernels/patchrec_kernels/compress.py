@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`compress` and its gradient on a GPU: what is launched, over what, with which tiles.
 
-Every `plan` is the list `patchrec_fast.ops.compress.plan.Plan.tensors()`, on the device of the other
-tensors. Nothing here waits for the device unless it says so. Ids and rows outside their tables are
-never read or written: a row with such an id is NaN, and its gradient skips that id.
+Every `plan` is a `patchrec_fast.ops.compress.Plan` on the device of the other tensors; untyped, for this package
+imports nothing of that one. Nothing here waits for the device unless it says so. Ids and rows outside their tables
+are never read or written: a row with such an id is NaN, and its gradient skips that id.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,27 +21,6 @@ from patchrec_kernels._tl import copy_rows, sum_groups, sum_rows
 BLOCK_T = 8
 """Rows in a tile, which are the loads a thread has in flight. 16 take so many registers that the
 chip as a whole has no more in flight, 4 halve it (counted in SASS; not measured on a GPU)."""
-
-
-class _Plan(NamedTuple):
-    """The tensors of a plan by name: patchrec_fast.ops.compress.plan.Plan documents them."""
-
-    row_offsets: Tensor
-    token_weight: Tensor
-    long_rows: Tensor
-    single_rows: Tensor
-    grad_rows: Tensor
-    grad_weight: Tensor
-    chunk_offsets: Tensor
-    chunk_unit: Tensor
-    unique_ids: Tensor
-    merge_offsets: Tensor
-    merge_unit: Tensor
-
-    @property
-    def partials(self) -> int:
-        """Partial sums the chunks write: every id not merged is one chunk."""
-        return self.chunk_unit.numel() - self.unique_ids.numel() + self.merge_unit.numel()
 
 
 class Tile(NamedTuple):
@@ -68,36 +46,35 @@ def tile(d: int, itemsize: int, backend: str, warp_size: int) -> Tile:
     return Tile(widths[warps], options)
 
 
-def compress(weight: Tensor, ids: Tensor, plan: Sequence[Tensor]) -> Tensor:
+def compress(weight: Tensor, ids: Tensor, plan: Any) -> Tensor:
     """out (R, d) of weight's dtype: sum of token_weight[t] * weight[ids[t]], in fp32, rounded once.
 
     weight: (V, d) fp32, bf16 or fp16, stride(1) == 1. ids: (T,) int32 or int64.
     16-byte loads need 16-byte-aligned rows; other tables are read right, in narrower loads.
     """
-    batch = _Plan(*plan)
-    _same("ids", ids.numel(), "plan", batch.token_weight.numel())
-    out = weight.new_empty(batch.row_offsets.numel() - 1, weight.shape[1])
+    _same("ids", ids.numel(), "plan", plan.token_weight.numel())
+    out = weight.new_empty(plan.row_offsets.numel() - 1, weight.shape[1])
     if out.numel() == 0:
         return out
     V, d = weight.shape
     block_d, options = _tile_for(weight)
     blocks = triton.cdiv(d, block_d)
-    longs, singles = batch.long_rows.numel(), batch.single_rows.numel()
+    longs, singles = plan.long_rows.numel(), plan.single_rows.numel()
     with device_of(weight):
         if longs:
             sum_rows[(longs * blocks,)](
-                weight, ids, batch.token_weight, batch.row_offsets, batch.long_rows, out, V,
+                weight, ids, plan.token_weight, plan.row_offsets, plan.long_rows, out, V,
                 D=d, STRIDE=weight.stride(0), BLOCK_T=BLOCK_T, BLOCK_D=block_d, **options,
             )  # fmt: skip
         if singles:
             copy_rows[(triton.cdiv(singles, BLOCK_T) * blocks,)](
-                weight, ids, batch.row_offsets, batch.single_rows, out, V, singles,
+                weight, ids, plan.row_offsets, plan.single_rows, out, V, singles,
                 D=d, STRIDE=weight.stride(0), BLOCK_R=BLOCK_T, BLOCK_D=block_d, **options,
             )  # fmt: skip
     return out
 
 
-def compress_backward_(into: Tensor, grad: Tensor, plan: Sequence[Tensor]) -> None:
+def compress_backward_(into: Tensor, grad: Tensor, plan: Any) -> None:
     """Add the gradient into `into` (V, d), stride(1) == 1: each id's row is read and written once.
 
     grad: (R, d), contiguous. The sum is made in fp32 and in one order: the same bits every time.
@@ -108,33 +85,32 @@ def compress_backward_(into: Tensor, grad: Tensor, plan: Sequence[Tensor]) -> No
     if into.stride(1) != 1 and into.shape[1] > 1:
         raise ValueError(f"into: got strides {into.stride()}, expected 1 between columns")
     _same("into's columns", into.shape[1], "gradient", grad.shape[1])
-    _reduce(into, grad, _Plan(*plan), scatter=True, accumulate=True)
+    _reduce(into, grad, plan, scatter=True, accumulate=True)
 
 
-def compress_backward(grad: Tensor, num_embeddings: int, plan: Sequence[Tensor]) -> Tensor:
+def compress_backward(grad: Tensor, num_embeddings: int, plan: Any) -> Tensor:
     """The gradient as (num_embeddings, d) of grad's dtype. grad: (R, d), contiguous."""
     dense = grad.new_zeros(num_embeddings, grad.shape[1])
-    _reduce(dense, grad, _Plan(*plan), scatter=True, accumulate=False)
+    _reduce(dense, grad, plan, scatter=True, accumulate=False)
     return dense
 
 
-def compress_backward_sparse(grad: Tensor, plan: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def compress_backward_sparse(grad: Tensor, plan: Any) -> tuple[Tensor, Tensor]:
     """The gradient's rows: distinct ids (U,) int64, ascending, and (U, d) of grad's dtype.
 
     grad: (R, d), contiguous. With a padded plan (made on the device) the number of ids is only
     known there, so this call waits for it.
     """
-    batch = _Plan(*plan)
-    ids = batch.unique_ids
+    ids = plan.unique_ids
     rows = grad.new_empty(ids.numel(), grad.shape[1])
-    _reduce(rows, grad, batch, scatter=False, accumulate=False)
-    if batch.partials < 2 * batch.merge_unit.numel():  # padded: an exact merge takes two or more
+    _reduce(rows, grad, plan, scatter=False, accumulate=False)
+    if plan.padded:
         found = int((ids >= 0).sum())
         ids, rows = ids[:found], rows[:found]
     return ids.long(), rows
 
 
-def _reduce(out: Tensor, grad: Tensor, plan: _Plan, scatter: bool, accumulate: bool) -> None:
+def _reduce(out: Tensor, grad: Tensor, plan: Any, scatter: bool, accumulate: bool) -> None:
     """Sum the chunks of each id into out, those of long ids by way of fp32 partial sums."""
     R, d = grad.shape
     _same("grad's rows", R, "plan", plan.row_offsets.numel() - 1)

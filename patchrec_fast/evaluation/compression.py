@@ -65,7 +65,7 @@ def measure_compression(packer: Packer, histories: Histories, seed: int | None =
     """Count a packer's prompts against the same prompts as text.
 
     Args:
-        packer: its catalogue, prompt, policy and max_items are used; not its patch_base.
+        packer: its catalogue, prompt, policy and max_items are used.
         histories: as `Packer.pack` takes them; without targets.
         seed: for a random policy.
 

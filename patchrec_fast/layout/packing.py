@@ -41,7 +41,6 @@ class _Pool(NamedTuple):
     suffix: int
     titles: NDArray[np.int64]  # (I,) of a title; before it a separator, behind it end-of-turn
     lengths: NDArray[np.int64]  # (I,) tokens of a title
-    patches: NDArray[np.int64]  # (I,) of an item's own patch token; before it a separator
 
 
 class _Pieces(NamedTuple):
@@ -57,7 +56,7 @@ class Packer:
     """Builds the prompts of many users as one `PackedBatch`. Picklable; `pack` has no side effect.
 
     Attributes:
-        catalogue, prompt, policy, max_items, patch_base, plan, share_prefix: as given.
+        catalogue, prompt, policy, max_items, plan, share_prefix: as given.
     """
 
     def __init__(
@@ -66,7 +65,6 @@ class Packer:
         prompt: Prompt,
         policy: Policy,
         max_items: int | None = None,
-        patch_base: int | None = None,
         plan: bool = False,
         share_prefix: bool = False,
     ) -> None:
@@ -77,9 +75,6 @@ class Packer:
             prompt: what stands around a history.
             policy: decides what is compressed.
             max_items: keep only the newest items of a history; None keeps all.
-            patch_base: for inference with a patch table: an item inside a patch is then the one
-                token `patch_base + position in the catalogue`, a row of `torch.cat([weight,
-                patch_table])`, in place of its title's tokens. The number of rows of `weight`.
             plan: also prepare the work of the compress op on the host (`PackedBatch.plan`).
             share_prefix: pack the rows before the history, the same for all users, once, with the first user. An
                 attached model (with attention of ours) lets the others see them: the same logits and gradients from
@@ -87,7 +82,7 @@ class Packer:
 
         Raises:
             ValueError: max_items < 1; a catalogue of another tokenizer; a title that holds the
-                end-of-turn token; patch_base inside the vocabulary.
+                end-of-turn token.
         """
         if isinstance(policy, type) or not isinstance(policy, Policy):
             raise TypeError(f"policy: expected an object with assign(lengths, rng), got {policy!r}")
@@ -99,18 +94,13 @@ class Packer:
                 f"catalogue: token id {largest} is beyond the prompt's vocabulary of "
                 f"{prompt.num_embeddings}; make both with one tokenizer"
             )
-        if patch_base is not None:
-            check_count("patch_base", patch_base, minimum=prompt.num_embeddings)
-            if patch_base + len(catalogue) > _INT32_MAX:
-                raise ValueError(f"patch_base: {patch_base} + {len(catalogue)} items pass 2**31 - 1")
         self.catalogue = catalogue
         self.prompt = prompt
         self.policy = policy
         self.max_items = max_items
-        self.patch_base = patch_base
         self.plan = plan
         self.share_prefix = share_prefix
-        self._pool = _pool(catalogue, prompt, patch_base)
+        self._pool = _pool(catalogue, prompt)
 
     def pack(
         self,
@@ -206,12 +196,8 @@ class Packer:
             separated &= ~found.follows_patch()
         lead = separated.astype(np.int64)  # (M,)
         length = pool.lengths[position]
-        start = pool.titles[position]
-        if self.patch_base is not None:
-            length = np.where(found.patched, 1, length)
-            start = np.where(found.patched, pool.patches[position], start)
         history = _Pieces(
-            start=start - lead,
+            start=pool.titles[position] - lead,
             tokens=length + lead,
             items=np.where(found.patched, 1, length) + lead,
             rows=np.where(found.patched, found.opens, length) + lead,
@@ -245,7 +231,7 @@ def _text(start: int, tokens: ArrayLike) -> NDArray[np.int64]:
     return np.stack([np.full_like(count, start), count, count, count])
 
 
-def _pool(catalogue: Catalogue, prompt: Prompt, patch_base: int | None) -> _Pool:
+def _pool(catalogue: Catalogue, prompt: Prompt) -> _Pool:
     count = len(catalogue)
     lengths = (catalogue.offsets[1:] - catalogue.offsets[:-1]).astype(np.int64)
     around = len(prompt.prefix) + len(prompt.suffix)
@@ -254,15 +240,9 @@ def _pool(catalogue: Catalogue, prompt: Prompt, patch_base: int | None) -> _Pool
     body[titles - 1 - around] = prompt.separator
     body[titles + lengths - around] = prompt.end_of_turn
     body[counting(titles - around, lengths)] = catalogue.token_ids
-    patches = around + len(body) + 1 + 2 * np.arange(count)
-    table = np.empty((count if patch_base is not None else 0, 2), np.int32)
-    if patch_base is not None:
-        table[:, 0] = prompt.separator
-        table[:, 1] = patch_base + np.arange(count)
     return _Pool(
-        tokens=np.concatenate([prompt.prefix, prompt.suffix, body, table.ravel()]),
+        tokens=np.concatenate([prompt.prefix, prompt.suffix, body]),
         suffix=len(prompt.prefix),
         titles=titles,
         lengths=lengths,
-        patches=patches,
     )

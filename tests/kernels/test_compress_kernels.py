@@ -19,7 +19,7 @@ import os
 import pytest
 import torch
 
-from patchrec_fast.ops.compress.plan import CHUNK, make_plan, plan_on_device
+from patchrec_fast.ops.compress.plan import CHUNK, Plan, make_plan, plan_on_device
 
 pytest.importorskip("triton", reason="needs Triton: pip install triton")
 
@@ -84,11 +84,11 @@ def on(device, *tensors):
 
 
 def host_plan(device, ids, tokens, items):
-    return make_plan(ids, tokens if items is None else (tokens, items)).to(device).tensors()
+    return make_plan(ids, tokens if items is None else (tokens, items)).to(device)
 
 
 def device_plan(device, ids, tokens, items):
-    return plan_on_device(*on(device, ids, tokens, items), V).tensors()
+    return plan_on_device(*on(device, ids, tokens, items), V)
 
 
 def plans(device, *batch):
@@ -310,7 +310,7 @@ def test_nothing_outside_the_tensors_is_touched(fault, at_end):
         if fault == "none":
             made.append(host_plan("cpu", ids, tokens, items))
         for plan in made:
-            plan = [fenced(tensor, at_end) for tensor in plan]
+            plan = Plan.from_tensors([fenced(tensor, at_end) for tensor in plan.tensors()])
             weight, grad = torch.randn(V, 20), torch.randn(items.numel() - 1, 20)
             weight, grad = fenced(weight, at_end), fenced(grad, at_end)
             kernels.compress(weight, fenced(ids, at_end), plan)
@@ -345,7 +345,7 @@ def test_backend_takes_no_plan_a_host_plan_and_any_strides(device):
     grad = torch.ones(1, 1, device=device).expand(items.numel() - 1, 30)
     expected = kernels.compress(weight.contiguous(), ids, ours)
     gradient = kernels.compress_backward(grad.contiguous(), V, ours)
-    for plan in ([], ours):
+    for plan in ([], ours.tensors()):
         assert torch.equal(backend.compress(weight, spread, tokens, items, plan), expected)
         csr_and = (grad, spread, tokens, items)
         assert torch.equal(backend.compress_backward(*csr_and, V, plan), gradient)
@@ -369,6 +369,6 @@ def test_what_does_not_fit_is_named(device):
         kernels.compress_backward_(weight.new_zeros(V, 9), grad, plan)
     with pytest.raises(ValueError, match="into: got strides"):
         kernels.compress_backward_(weight.new_zeros(8, V).T, grad, plan)
-    forward = plan_on_device(ids, tokens, items, V, gradient=False).tensors()
+    forward = plan_on_device(ids, tokens, items, V, gradient=False)
     with pytest.raises(ValueError, match=f"the plan's gradient: got 0, expected {len(ids)}"):
         kernels.compress_backward(grad, V, forward)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prompts of every policy, built with plain loops: the oracle of the packing tests.
+"""The prompts that the policies' docstrings promise, built with plain loops: the oracle of the packing tests.
 
 It shares no code with patchrec_fast. A row is a list of items, an item a list of token ids.
 """
@@ -67,10 +67,8 @@ class Frame:
     separators: bool = True
 
 
-def prompt(
-    units: list[Unit], frame: Frame, target: int | None = None, patch_ids: dict | None = None
-) -> tuple[list[Row], list[int]]:
-    """Rows and labels of one user. With `patch_ids` an item in a patch is that one token."""
+def prompt(units: list[Unit], frame: Frame, target: int | None = None) -> tuple[list[Row], list[int]]:
+    """Rows and labels of one user."""
     rows: list[Row] = [[[token]] for token in frame.prefix]
     for place, unit in enumerate(units):
         if place > 0:
@@ -81,7 +79,7 @@ def prompt(
             for token in frame.titles[unit.members[0]]:
                 rows.append([[token]])
         else:
-            rows.append([list(frame.titles[item]) if patch_ids is None else [patch_ids[item]] for item in unit.members])
+            rows.append([list(frame.titles[item]) for item in unit.members])
     rows += [[[token]] for token in frame.suffix]
     labels = [-100] * len(rows)
     if target is not None:

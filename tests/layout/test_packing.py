@@ -59,10 +59,10 @@ def frame(prompt, titles, tokenizer):
     )
 
 
-def check(batch, units, targets, around, patch_ids=None):
+def check(batch, units, targets, around):
     """Every tensor of the batch."""
     built = [
-        brute.prompt(u, around, t, patch_ids)
+        brute.prompt(u, around, t)
         for u, t in zip(units, targets if targets is not None else [None] * len(units), strict=True)
     ]
     assert len(batch) == len(units)
@@ -153,48 +153,16 @@ def test_sample_histories(sample, policy_name, separators):
     max_items=st.none() | st.integers(1, 20),
     separators=st.booleans(),
     targets=st.booleans(),
-    patch_base=st.none() | st.integers(5000, 6000),
 )
-def test_any_lengths(sample, lengths, size, policy_name, max_items, separators, targets, patch_base):
+def test_any_lengths(sample, lengths, size, policy_name, max_items, separators, targets):
     prompt = Prompt(sample.tokenizer, instruction="[HISTORY_SEQUENCE]", separators=separators)
     around = frame(prompt, sample.dataset.titles, sample.tokenizer)
     histories = of_lengths(sample.dataset.items, lengths)
     wanted = sample.dataset.items[: len(lengths)].tolist() if targets else None
     policy, units = cases(policy_name, size, [h[-(max_items or 30) :] for h in histories])
-    packer = Packer(sample.catalogue, prompt, policy, max_items, patch_base)
+    packer = Packer(sample.catalogue, prompt, policy, max_items)
     batch = packer.pack(histories, wanted, seed=SEED)
-    patch_ids = None
-    if patch_base is not None:
-        patch_ids = {i: patch_base + n for n, i in enumerate(sample.dataset.titles)}
-    check(batch, units, wanted, around, patch_ids)
-
-
-def test_patch_table_reads_the_same_rows(sample):
-    """Through cat([weight, patch_table]) a batch is the same embeddings as through titles."""
-    (flat, offsets), targets = sample.dataset.split("test")
-    vocabulary = sample.prompt.num_embeddings + 3  # a table padded beyond the tokenizer
-    weight = np.random.default_rng(0).standard_normal((vocabulary, 5))
-    catalogue = sample.catalogue
-    tokens = np.split(weight[catalogue.token_ids], catalogue.offsets[1:-1])
-    table = np.concatenate([weight, [t.mean(axis=0) for t in tokens]])
-    policy = SessionPatches(5)
-
-    def embed(table, batch):
-        return np.array(
-            [
-                np.mean([table[item].mean(axis=0) for item in row], axis=0)
-                for rows in brute.rows_of(batch)
-                for row in rows
-            ]
-        )
-
-    long = Packer(catalogue, sample.prompt, policy).pack((flat, offsets), targets)
-    short = Packer(catalogue, sample.prompt, policy, patch_base=vocabulary).pack((flat, offsets), targets)
-    assert len(short.ids) < len(long.ids)
-    assert torch.equal(short.cu_seqlens, long.cu_seqlens)
-    assert torch.equal(short.labels, long.labels)
-    # the same float64 means, summed in the same order
-    assert (embed(table, short) == embed(table, long)).all()
+    check(batch, units, wanted, around)
 
 
 def test_forms_of_histories(sample):
@@ -341,8 +309,6 @@ class TestErrors:
             ({"policy": None}, TypeError, "policy: expected an object with assign"),
             ({"max_items": 0}, ValueError, "max_items: expected at least 1, got 0"),
             ({"max_items": 2.0}, TypeError, "max_items: expected an int"),
-            ({"patch_base": 10}, ValueError, "patch_base: expected at least"),
-            ({"patch_base": 2**31 - 9}, ValueError, r"patch_base: .* pass 2\*\*31 - 1"),
         ],
     )
     def test_settings(self, sample, given, error, message):

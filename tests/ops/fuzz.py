@@ -15,6 +15,7 @@ from torch import nn
 
 import patchrec_fast as pf
 from patchrec_fast.ops import backends
+from patchrec_fast.ops.compress import make_plan
 from patchrec_fast.testing import UNIT_ROUNDOFF, Batch, assert_within, backward_budget, forward_budget
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -51,7 +52,7 @@ def case(seed: int, device: str = "cpu") -> None:
     hook, form = rng.random() < 0.3, rng.choice(["tensor", "module", "bound"])
     plan = None
     if rng.random() < 0.5 and (not len(batch.ids) or int(batch.ids.max()) < num_embeddings):
-        plan = pf.make_plan(batch.ids, batch.offsets).to(device)
+        plan = make_plan(batch.ids, batch.offsets).to(device)
 
     def call():
         options = {"impl": impl, "grad_mode": mode, "plan": plan}

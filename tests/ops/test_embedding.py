@@ -7,7 +7,7 @@ from torch import nn
 
 import patchrec_fast as pf
 from patchrec_fast.ops.compress.embedding import plain_table
-from patchrec_fast.testing import UNIT_ROUNDOFF, ragged_batch
+from patchrec_fast.testing import ragged_batch
 
 V, D = 37, 20
 
@@ -136,25 +136,3 @@ def test_modules_give_what_they_embed(batch, name):
 def test_a_module_that_does_not_embed(batch):
     with pytest.raises(TypeError, match=r"weight: Flatten must map ids \(T,\) to \(T, d\), got"):
         pf.compress(batch.ids, batch.offsets, nn.Flatten(0))
-
-
-def test_patch_table_pools_items_instead_of_tokens():
-    ids = torch.tensor([3, 4, 5, 6, 6, 1], dtype=torch.int32)
-    token_offsets = torch.tensor([0, 1, 3, 6], dtype=torch.int32)
-
-    class Catalogue:
-        token_ids, offsets = ids.numpy(), token_offsets.numpy()
-
-    weight = torch.randn(V, D).bfloat16()
-    table = pf.patch_table(Catalogue(), weight)
-    assert torch.equal(table, pf.compress(ids, token_offsets, weight))
-    assert not table.requires_grad
-    with pf.use_embedding(nn.Embedding.from_pretrained(weight)):
-        assert torch.equal(table, pf.patch_table(Catalogue()))
-    # A session of items 1 and 2: two roundings instead of one.
-    session = (token_offsets[1:] - 1, torch.tensor([0, 2], dtype=torch.int32))
-    exact = pf.compress(ids[1:], session, weight.double())
-    both = torch.cat([weight, table])
-    patched = pf.compress(torch.tensor([V + 1, V + 2]), torch.tensor([0, 2]), both)
-    bound = UNIT_ROUNDOFF[torch.bfloat16] * (exact.abs() + table[1:].double().abs().mean(0)) * 1.01
-    assert ((patched.double() - exact).abs() <= bound).all()

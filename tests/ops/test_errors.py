@@ -6,6 +6,7 @@ import torch
 
 import patchrec_fast as pf
 from patchrec_fast.ops import native
+from patchrec_fast.ops.compress import make_plan
 from patchrec_fast.testing import ragged_batch
 
 V, D = 11, 6
@@ -92,7 +93,7 @@ def test_a_gradient_of_another_size():
 def test_a_plan_of_another_batch():
     batch = ragged_batch(9, V)
     weight = torch.randn(V, D)
-    plan = pf.make_plan(batch.ids, batch.offsets)
+    plan = make_plan(batch.ids, batch.offsets)
     expected = pf.compress(batch.ids, batch.offsets, weight)
     assert torch.equal(pf.compress(batch.ids, batch.offsets, weight, plan=plan), expected)
     with pytest.raises(ValueError, match="plan must be this batch's, of 4 tokens and 2 rows"):

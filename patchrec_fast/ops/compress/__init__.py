@@ -3,6 +3,5 @@
 
 from .api import compress as compress
 from .embedding import use_embedding as use_embedding
-from .patch_table import patch_table as patch_table
 from .plan import Plan as Plan
 from .plan import make_plan as make_plan

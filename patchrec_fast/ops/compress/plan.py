@@ -2,7 +2,7 @@
 """What the kernels need to know about a batch besides its ids, made once a batch.
 
 The two-level mean is one weighted sum over the flattened CSR, and its gradient is the same sum
-over that CSR inverted by id (DESIGN, 'The op'):
+over that CSR inverted by id:
 
     out[r]      = sum of token_weight[t] * weight[ids[t]]   over the tokens t of row r
     dweight[id] = sum of token_weight[t] * grad[row(t)]     over the tokens t with that id

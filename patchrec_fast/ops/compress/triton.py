@@ -8,7 +8,7 @@ from patchrec_kernels import compress as kernels
 from torch import Tensor
 
 from ..memory import in_memory
-from .plan import plan_on_device
+from .plan import Plan, plan_on_device
 
 
 def compress(
@@ -18,13 +18,10 @@ def compress(
     item_offsets: Tensor | None,  # (R+1,)
     plan: list[Tensor],
 ) -> Tensor:  # (R, d)
-    if plan:
-        plan = [in_memory("plan", x) for x in plan]
-    else:
-        plan = plan_on_device(ids, token_offsets, item_offsets, weight.shape[0], gradient=False).tensors()
+    made = _plan(plan, ids, token_offsets, item_offsets, weight.shape[0], gradient=False)
     if weight.stride(1) != 1:
         weight = weight.contiguous()
-    return kernels.compress(weight, ids.contiguous(), plan)
+    return kernels.compress(weight, ids.contiguous(), made)
 
 
 def compress_backward(
@@ -35,8 +32,8 @@ def compress_backward(
     num_embeddings: int,
     plan: list[Tensor],
 ) -> Tensor:  # (V, d)
-    plan = _plan(plan, ids, token_offsets, item_offsets, num_embeddings)
-    return kernels.compress_backward(grad.contiguous(), num_embeddings, plan)
+    made = _plan(plan, ids, token_offsets, item_offsets, num_embeddings)
+    return kernels.compress_backward(grad.contiguous(), num_embeddings, made)
 
 
 def compress_backward_sparse(
@@ -48,8 +45,8 @@ def compress_backward_sparse(
     plan: list[Tensor],
 ) -> tuple[Tensor, Tensor]:  # (U,), (U, d)
     """Without a plan from the host this waits for the device, to know how many ids there are."""
-    plan = _plan(plan, ids, token_offsets, item_offsets, num_embeddings)
-    return kernels.compress_backward_sparse(grad.contiguous(), plan)
+    made = _plan(plan, ids, token_offsets, item_offsets, num_embeddings)
+    return kernels.compress_backward_sparse(grad.contiguous(), made)
 
 
 def compress_backward_(
@@ -60,13 +57,18 @@ def compress_backward_(
     item_offsets: Tensor | None,
     plan: list[Tensor],
 ) -> None:
-    plan = _plan(plan, ids, token_offsets, item_offsets, into.shape[0])
-    kernels.compress_backward_(into, grad.contiguous(), plan)
+    made = _plan(plan, ids, token_offsets, item_offsets, into.shape[0])
+    kernels.compress_backward_(into, grad.contiguous(), made)
 
 
 def _plan(
-    plan: list[Tensor], ids: Tensor, token_offsets: Tensor, item_offsets: Tensor | None, num_embeddings: int
-) -> list[Tensor]:
-    if plan:
-        return [in_memory("plan", x) for x in plan]
-    return plan_on_device(ids, token_offsets, item_offsets, num_embeddings).tensors()
+    tensors: list[Tensor],
+    ids: Tensor,
+    token_offsets: Tensor,
+    item_offsets: Tensor | None,
+    num_embeddings: int,
+    gradient: bool = True,
+) -> Plan:
+    if tensors:
+        return Plan.from_tensors([in_memory("plan", x) for x in tensors])
+    return plan_on_device(ids, token_offsets, item_offsets, num_embeddings, gradient=gradient)
