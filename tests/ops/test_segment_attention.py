@@ -126,6 +126,16 @@ def test_what_training_packs(step, window):
     check(trained(step=step), window=window)
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_siblings_out_of_order(softcap):
+    """One among them sees nothing of what the masked call is for."""
+    segments = forest([120, 3, 3, 3, 40], [-1, 0, 0, 0, 0], [0, 100, 90, 110, 90])
+    made = schedule(segments.cu_seqlens, segments.parent, segments.visible, None)
+    assert any(call.blind for call in made.links)
+    for dtype in (torch.float64, torch.float32):
+        check(segments, dtype=dtype, softcap=softcap)
+
+
 def test_a_thousand_children():
     rng = random.Random(0)
     lengths = [40, *(rng.randint(1, 3) for _ in range(1000))]
