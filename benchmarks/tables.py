@@ -71,6 +71,23 @@ def train(rows: list[Row], speeds: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def segments(rows: list[Row], speeds: dict[str, float]) -> str:
+    """Shape and mode down, a line a contestant."""
+    lines = [
+        _origin(rows),
+        "one layer's attention; `ours faster`: median of per-round ratios; peak: resident memory that the call adds",
+        "",
+        f"{'shape':42}{'mode':18}{'rows':>7}  {'':24}{'median ms':>12}{'ours faster':>13}{'peak MB':>10}{'rounds':>8}",
+    ]
+    for row in rows:
+        ms = float(row["median_ms"])
+        lines.append(
+            f"{row['shape']:42}{row['mode']:18}{row['rows']:>7}  {row['contestant']:24}{ms:>12,.1f}"
+            f"{float(row['ours_faster']):>12.2f}x{float(row['peak_mb']):>10,.0f}{row['rounds']:>8}"
+        )
+    return "\n".join(lines)
+
+
 def decode(rows: list[Row], speeds: dict[str, float]) -> str:
     """A line a contestant; a block's last is the peer that its answers were compared with."""
     lines = [
@@ -109,5 +126,6 @@ FORMATS: dict[str, Callable[[list[Row], dict[str, float]], str]] = {
     "compress": compress,
     "decode": decode,
     "packing": packing,
+    "segments": segments,
     "train": train,
 }

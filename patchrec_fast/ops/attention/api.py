@@ -26,7 +26,7 @@ def segment_attention(
     softcap: float | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """softmax(scale * q k) v of each row over the rows that it sees: its ancestors' part and its own segment's to itself.
+    """Attention of a forest: softmax(scale * q k) v of each row over its ancestors' visible rows and its own before it.
 
     What several sequences begin with is there once, and what it is worth to each of them meets in its gradient. On the
     CPU nothing of keys and values is copied, the backward is deterministic, and memory is linear in rows. There, capped

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`segment_attention` on the CPU as an operator: the forest is tensors, so a compiler sees neither lengths nor loops."""
+"""`segment_attention` on the CPU as an operator: the forest is tensors, so a compiler sees no lengths and no loops."""
 
 from typing import Any
 
