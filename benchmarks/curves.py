@@ -7,6 +7,7 @@ is drawn again from the results.
 
 import argparse
 import io
+import itertools
 import json
 import sys
 from csv import DictWriter
@@ -18,17 +19,8 @@ from patchrec_fast.train import curves
 from . import machine, results
 from .figures import FOLDER, plain, save
 
-# Okabe and Ito's colours, as in figures.py.
-COLOURS = {
-    "base": "#999999",
-    "base2": "#555555",
-    "base3": "#000000",
-    "text": "#0072B2",
-    "pft-i": "#009E73",
-    "pft-s": "#D55E00",
-    "pretrain": "#CC79A7",
-    "pretrain-pft-s": "#E69F00",
-}
+# Okabe and Ito's colours, as in figures.py; for the runs in their order.
+COLOURS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 
 
 def collect(run: Path) -> list[results.Row]:
@@ -54,6 +46,7 @@ def draw(rows: list[dict[str, str]]) -> Any:
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     lengths = sorted({int(row["max_items"]) for row in rows})
+    colours = dict(zip(dict.fromkeys(row["run"] for row in rows), itertools.cycle(COLOURS), strict=False))
     panels = figure.subplots(1, len(lengths), squeeze=False)[0]
     for axes, length in zip(panels, lengths, strict=True):
         here = [row for row in rows if int(row["max_items"]) == length]
@@ -65,7 +58,7 @@ def draw(rows: list[dict[str, str]]) -> Any:
                 points = [row for row in here if (row["run"], row["split"]) == (name, split)]
                 read = [float(row["tokens"]) / 1e6 for row in points]
                 label = f"{name} (from {points[0]['from']})" if split == "val" else None
-                axes.plot(read, [float(row["loss"]) for row in points], color=COLOURS.get(name), label=label, **style)
+                axes.plot(read, [float(row["loss"]) for row in points], color=colours[name], label=label, **style)
         axes.set_title(f"histories of up to {length} items", fontsize=10, loc="left")
         axes.set_xlabel("rows read, million")
         axes.grid(alpha=0.25, linewidth=0.6)
