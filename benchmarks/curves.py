@@ -16,7 +16,7 @@ from typing import Any
 
 from patchrec_fast.train import curves
 
-from . import machine, results
+from . import checkout, machine, results
 from .figures import FOLDER, plain, save
 
 # Okabe and Ito's colours, as in figures.py; for the runs in their order.
@@ -77,6 +77,11 @@ def main() -> int:
     parser.add_argument("runs", nargs="*", type=Path)
     options = parser.parse_args()
     if options.runs:
+        try:
+            checkout.require_committed()
+        except checkout.Uncommitted as error:
+            print(f"benchmarks.curves: {error}", file=sys.stderr)
+            return 2
         rows = [row for run in options.runs for row in collect(run)]
         text = io.StringIO(newline="")
         writer = DictWriter(text, list(rows[0]), lineterminator="\n")
