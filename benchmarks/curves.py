@@ -6,11 +6,9 @@ is drawn again from the results.
 """
 
 import argparse
-import io
 import itertools
 import json
 import sys
-from csv import DictWriter
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +81,7 @@ def main() -> int:
             print(f"benchmarks.curves: {error}", file=sys.stderr)
             return 2
         rows = [row for run in options.runs for row in collect(run)]
-        text = io.StringIO(newline="")
-        writer = DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        results.write(results.FOLDER / f"{options.name}.csv", text.getvalue())
+        results.replace(options.name, rows)
     recorded = results.read(options.name)
     if not recorded:
         print(f"no results/{options.name}.csv yet: name the folders of the runs", file=sys.stderr)

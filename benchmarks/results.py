@@ -45,6 +45,16 @@ def append(name: str, rows: Sequence[Row], folder: Path = FOLDER) -> Path:
     return path
 
 
+def replace(name: str, rows: Sequence[Row], folder: Path = FOLDER) -> Path:
+    """Write `<folder>/<name>.csv` anew: of what is the same each time, or drawn as a whole."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(path := folder / f"{name}.csv", text.getvalue())
+    return path
+
+
 def read(name: str, folder: Path = FOLDER) -> list[dict[str, str]]:
     """All rows of `<folder>/<name>.csv`, none where there is no such file."""
     path = folder / f"{name}.csv"
