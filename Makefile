@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CXX ?= g++
 SANITIZED := build/sanitize/_native.so
 
-.PHONY: demo test lint unit interpret fuzz sanitize bench bench_warm docs clean
+.PHONY: demo test lint unit interpret fuzz sanitize bench bench_warm page docs clean
 
 # Data, training, evaluation, cost, one HTML report. An interrupted one goes on.
 demo: $(VENV)/ready
@@ -50,6 +50,10 @@ bench: $(VENV)/ready
 # The same with a heap that keeps its pages.
 bench_warm: $(VENV)/ready
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 $(BIN)/python -m pytest --benchmark --record
+
+# The tables of docs/benchmarks.md, from benchmarks/results.
+page: $(VENV)/ready
+	$(BIN)/python -m benchmarks.page
 
 # build/docs/index.html. A link or a name that is not there is an error.
 docs: $(VENV)/ready
