@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CXX ?= g++
 SANITIZED := build/sanitize/_native.so
 
-.PHONY: demo test lint unit interpret fuzz sanitize bench docs clean
+.PHONY: demo test lint unit interpret fuzz sanitize bench bench_warm page docs clean
 
 # Data, training, evaluation, cost, one HTML report. An interrupted one goes on.
 demo: $(VENV)/ready
@@ -43,10 +43,17 @@ $(SANITIZED): $(wildcard csrc/*)
 	$(CXX) -std=c++17 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
 	  -Wno-psabi -fPIC -shared csrc/*.cpp -o $@
 
-# Appends to benchmarks/results: once as glibc allocates, once with a heap that keeps its pages.
+# Appends to benchmarks/results, of a tree without uncommitted changes: commit one run's results before the next.
 bench: $(VENV)/ready
 	$(BIN)/python -m pytest --benchmark --record
+
+# The same with a heap that keeps its pages.
+bench_warm: $(VENV)/ready
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 $(BIN)/python -m pytest --benchmark --record
+
+# The tables of docs/benchmarks.md, from benchmarks/results.
+page: $(VENV)/ready
+	$(BIN)/python -m benchmarks.page
 
 # build/docs/index.html. A link or a name that is not there is an error.
 docs: $(VENV)/ready

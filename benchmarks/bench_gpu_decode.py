@@ -27,7 +27,7 @@ from .peers import OURS, decode_generate, decode_released
 from .results import Row
 from .source import Source, load
 
-COLUMNS = ("contestant", "median_ms", "users_per_s", "ours_faster", "syncs", "peak_gb")
+COLUMNS = ("contestant", "median_ms", "users_per_s", "ratio", "syncs", "peak_gb")
 
 
 def main() -> int:
@@ -93,7 +93,7 @@ def random_model(shape: str, source: Source, device: str) -> Any:
 def measure(
     model: Any, source: Source, setting: Setting, histories: list[list[int]], options: argparse.Namespace
 ) -> list[Row]:
-    """A row for each contestant that fits the memory; `ours_faster` is against the graph on a GPU."""
+    """A row for each contestant that fits the memory."""
     rec = Recommender(model, Packer(source.catalogue, source.prompt, setting.policy, setting.max_items))
     with rec.engine():
         calls = contestants(rec, histories, options.device, options.peers == "all" and setting != SETTINGS[-1])
@@ -106,13 +106,17 @@ def measure(
         first = next(iter(calls))
         file = f"profile-decode-{setting.name.replace(' ', '-')}.txt"
         results.write(options.out / file, profile(calls[first]))
+    ratios: dict[str, float] = {}
+    for method, (peer, _) in bench_decode.PEERS.items():  # of ours against the peer that searches so
+        asked = [timing for name, timing in timings.items() if name == peer or name.startswith(f"{OURS} {method}")]
+        ratios |= harness.ratios(asked, [peer])
     made: list[Row] = []
     for name, timing in timings.items():
         milliseconds = timing.milliseconds()
         row: Row = {"setting": setting.name, "users": len(histories), "contestant": name}
         row |= {"median_ms": round(milliseconds, 2), "rounds": len(timing.seconds)}
         row |= {"users_per_s": round(1e3 * len(histories) / milliseconds, 2)}
-        row |= {"ours_faster": round(timings[first].times_faster_than(timing), 2), "syncs": syncs.get(name, "")}
+        row |= {"ratio": round(ratios[name], 2), "syncs": syncs.get(name, "")}
         made.append(row | {"peak_gb": round(peaks[name] or 0, 2)})
     return made
 

@@ -57,7 +57,7 @@ def main() -> int:
     return 0
 
 
-COLUMNS = ("contestant", "median_ms", "ours_faster", "mfu", "peak_gb", "syncs")
+COLUMNS = ("contestant", "median_ms", "ratio", "mfu", "peak_gb", "syncs")
 
 
 def machine_name(device: str) -> str:
@@ -82,6 +82,7 @@ def measure(
     agree({name: float(call(0)[1]) for name, call in timed.items()})
     sampler = bench_gpu.sample if device == "cuda" else None
     timings = {each.name: each for each in harness.measure(timed, max_rounds=rounds, sampler=sampler)}
+    ratios = harness.ratios(list(timings.values()), [name for name in peaks if name != OURS])
     syncs = waits(timed[OURS]) if device == "cuda" else float("nan")
     results.write(out / f"profile-train-{stage}.txt", profile(timed[OURS]))
     rows: list[Row] = []
@@ -90,8 +91,7 @@ def measure(
         row: Row = {"stage": stage, "users": users, "rows": len(own[0].position_ids), "contestant": name}
         useful = sum([flops(model, batch) for batch in own]) / len(own)
         seconds = timings[name].milliseconds() / 1e3 if name in timings else float("nan")
-        faster = timings[OURS].times_faster_than(timings[name]) if name in timings else float("nan")
-        row |= {"median_ms": round(seconds * 1e3, 2), "ours_faster": round(faster, 2)}
+        row |= {"median_ms": round(seconds * 1e3, 2), "ratio": round(ratios.get(name, float("nan")), 2)}
         row |= {"mfu": round(useful / seconds / peak / 1e12, 4), "syncs": syncs if name == OURS else float("nan")}
         rows.append(row | {"peak_gb": "out of memory" if peaks[name] is None else round(peaks[name] or 0, 2)})
     return rows

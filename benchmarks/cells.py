@@ -112,8 +112,7 @@ def measure(
 
 def rows(timings: list[Timing], work: Workload, mode: str) -> list[Row]:
     """See `measure`."""
-    peers = [timing.name for timing in timings if not _ours_or_ceiling(timing.name)]
-    best = harness.best(timings, peers)
+    ratios = harness.ratios(timings, [timing.name for timing in timings if not _ours_or_ceiling(timing.name)])
     megabytes = {timing.name: work.megabytes(mode) for timing in timings}
     megabytes[CEILING] = work.megabytes("forward")
     speed = {each.name: megabytes[each.name] / each.milliseconds() for each in timings}  # GB/s
@@ -125,7 +124,7 @@ def rows(timings: list[Timing], work: Workload, mode: str) -> list[Row]:
             "p80_ms": round(timing.milliseconds(0.8), 4),
             "rounds": len(timing.seconds),
             "contended": timing.contended,
-            "ratio": round(timing.times_faster_than(best), 4),
+            "ratio": round(ratios[timing.name], 4),
             "gb_s": round(speed[timing.name], 4),
             "ceiling_share": round(speed[timing.name] / speed[CEILING], 3),
         }

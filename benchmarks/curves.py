@@ -6,29 +6,19 @@ is drawn again from the results.
 """
 
 import argparse
-import io
+import itertools
 import json
 import sys
-from csv import DictWriter
 from pathlib import Path
 from typing import Any
 
 from patchrec_fast.train import curves
 
-from . import machine, results
+from . import checkout, machine, results
 from .figures import FOLDER, plain, save
 
-# Okabe and Ito's colours, as in figures.py.
-COLOURS = {
-    "base": "#999999",
-    "base2": "#555555",
-    "base3": "#000000",
-    "text": "#0072B2",
-    "pft-i": "#009E73",
-    "pft-s": "#D55E00",
-    "pretrain": "#CC79A7",
-    "pretrain-pft-s": "#E69F00",
-}
+# Okabe and Ito's colours, as in figures.py; for the runs in their order.
+COLOURS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 
 
 def collect(run: Path) -> list[results.Row]:
@@ -54,6 +44,7 @@ def draw(rows: list[dict[str, str]]) -> Any:
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     lengths = sorted({int(row["max_items"]) for row in rows})
+    colours = dict(zip(dict.fromkeys(row["run"] for row in rows), itertools.cycle(COLOURS), strict=False))
     panels = figure.subplots(1, len(lengths), squeeze=False)[0]
     for axes, length in zip(panels, lengths, strict=True):
         here = [row for row in rows if int(row["max_items"]) == length]
@@ -65,7 +56,7 @@ def draw(rows: list[dict[str, str]]) -> Any:
                 points = [row for row in here if (row["run"], row["split"]) == (name, split)]
                 read = [float(row["tokens"]) / 1e6 for row in points]
                 label = f"{name} (from {points[0]['from']})" if split == "val" else None
-                axes.plot(read, [float(row["loss"]) for row in points], color=COLOURS.get(name), label=label, **style)
+                axes.plot(read, [float(row["loss"]) for row in points], color=colours[name], label=label, **style)
         axes.set_title(f"histories of up to {length} items", fontsize=10, loc="left")
         axes.set_xlabel("rows read, million")
         axes.grid(alpha=0.25, linewidth=0.6)
@@ -84,12 +75,13 @@ def main() -> int:
     parser.add_argument("runs", nargs="*", type=Path)
     options = parser.parse_args()
     if options.runs:
+        try:
+            checkout.require_committed()
+        except checkout.Uncommitted as error:
+            print(f"benchmarks.curves: {error}", file=sys.stderr)
+            return 2
         rows = [row for run in options.runs for row in collect(run)]
-        text = io.StringIO(newline="")
-        writer = DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        results.write(results.FOLDER / f"{options.name}.csv", text.getvalue())
+        results.replace(options.name, rows)
     recorded = results.read(options.name)
     if not recorded:
         print(f"no results/{options.name}.csv yet: name the folders of the runs", file=sys.stderr)

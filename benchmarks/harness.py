@@ -75,6 +75,14 @@ def best(timings: list[Timing], names: list[str]) -> Timing:
     return min((t for t in timings if t.name in names), key=Timing.milliseconds)
 
 
+def ratios(timings: list[Timing], peers: list[str]) -> dict[str, float]:
+    """A result's `ratio`, by name: how many times faster than the best of `peers`; NaN where none was measured."""
+    if not any(timing.name in peers for timing in timings):
+        return dict.fromkeys((timing.name for timing in timings), float("nan"))
+    reference = best(timings, peers)
+    return {timing.name: timing.times_faster_than(reference) for timing in timings}
+
+
 def sample(call: Call, round_: int) -> tuple[float, bool]:
     """(seconds, disturbed) of one call; of disturbed samples alone, the one that lost least."""
     alone = torch.get_num_threads() == 1

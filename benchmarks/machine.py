@@ -6,7 +6,6 @@ import gc
 import os
 import platform
 import re
-import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checkout import commit
 from .harness import flush_cache
 
 Facts = dict[str, str | int | float]
@@ -45,21 +45,6 @@ def cpu_name() -> str:
     if "model name" not in found:
         return platform.processor() or platform.machine()
     return f"{found['model name']} (family {found.get('cpu family')}, model {found.get('model')})"
-
-
-@cache
-def commit() -> str:
-    """Short hash of the checkout, "+" where files differ from it, "none" outside a repository."""
-    root = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", *arguments]
-        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
-
-    try:
-        return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "-s") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "none"
 
 
 def allocator() -> str:

@@ -1,5 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Long-form results: one CSV row a contestant, appended whole or not at all."""
+"""Long-form results: one CSV row a contestant, appended whole or not at all.
+
+Columns, in this order: where it was measured (`machine.facts`), `data` and what else tells the file's cells apart,
+`contestant`, and what was measured:
+
+    median, p20, p80    `_ms` milliseconds, or `_per_s` a second
+    rounds, contended   samples, and those that other processes disturbed
+    ratio               how many times faster than the cell's best peer, the median of the rounds' ratios; above 1 is
+                        faster, the best peer has 1; "nan" where none was measured, or nothing to be compared
+    peak_mb             10**6 bytes that the call adds at its highest
+    gb_s, ceiling_share bytes moved, and their share of the ceiling's
+"""
 
 import csv
 import io
@@ -31,6 +42,16 @@ def append(name: str, rows: Sequence[Row], folder: Path = FOLDER) -> Path:
         writer.writeheader()
     writer.writerows(rows)
     write(path, text.getvalue())
+    return path
+
+
+def replace(name: str, rows: Sequence[Row], folder: Path = FOLDER) -> Path:
+    """Write `<folder>/<name>.csv` anew: of what is the same each time, or drawn as a whole."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(path := folder / f"{name}.csv", text.getvalue())
     return path
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results as text."""
 
+import math
 from collections.abc import Callable
 
 from .results import Row
@@ -58,15 +59,16 @@ def train(rows: list[Row], speeds: dict[str, float]) -> str:
     """Model and stage down, a line a trainer."""
     lines = [
         _origin(rows),
-        "forward and backward of one step; `ours faster`: median of per-round ratios; peak: resident",
+        "forward and backward of one step; `faster`: than the best peer, median of per-round ratios; peak: resident",
         "memory that the step adds at its highest",
         "",
-        f"{'model':6}{'stage':8}{'rows':>7}  {'':24}{'median ms':>12}{'ours faster':>13}{'peak MB':>10}{'rounds':>8}",
+        f"{'model':6}{'stage':8}{'rows':>7}  {'':24}{'median ms':>12}{'faster':>10}{'peak MB':>10}{'rounds':>8}",
     ]
     for row in rows:
+        faster = float(row["ratio"])
         lines.append(
             f"{row['model']:6}{row['stage']:8}{row['rows']:>7}  {row['contestant']:24}{float(row['median_ms']):>12,.1f}"
-            f"{float(row['ours_faster']):>12.2f}x{float(row['peak_mb']):>10,.0f}{row['rounds']:>8}"
+            f"{f'{faster:.2f}x' if math.isfinite(faster) else '':>10}{float(row['peak_mb']):>10,.0f}{row['rounds']:>8}"
         )
     return "\n".join(lines)
 

@@ -128,17 +128,16 @@ def benchmarks(paths: Paths) -> list[Benchmark]:
 
 
 def _check_line(row: dict[str, str], number: int) -> None:
-    ratio = "ours_faster" if "ours_faster" in row else "ratio"
-    if not {"contestant", ratio} <= row.keys() or not {"median_ms", "median_per_s"} & row.keys():
+    if not {"contestant", "ratio"} <= row.keys() or not {"median_ms", "median_per_s"} & row.keys():
         raise ValueError(_LINES)
     if None in row or None in row.values():
         raise ValueError(f"line {number}: more or fewer values than columns")
     try:
-        fits = not float(row[ratio]) < 0  # NaN: nothing to compare with
+        fits = not float(row["ratio"]) < 0  # NaN: nothing to compare with
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"line {number}: {ratio}: expected a number of at least 0, got {row[ratio][:40]!r}")
+        raise ValueError(f"line {number}: ratio: expected a number of at least 0, got {row['ratio'][:40]!r}")
 
 
 def _report(file: Path, entry: Any) -> Report:

@@ -14,11 +14,10 @@ from .plots import Plot, Series, plot
 from .savings import TEXT, Group
 
 _MEASURED = {"median_ms", "p20_ms", "p80_ms", "median_per_s", "p20_per_s", "p80_per_s", "rounds", "contended", "ratio"}
-_MEASURED |= {"ours_faster", "peak_mb", "gb_s", "ceiling_share"}
+_MEASURED |= {"peak_mb", "gb_s", "ceiling_share"}
 _MACHINE = {"time", "machine", "cpu", "torch", "commit", "load"}
 _OURS = "patchrec_fast"
 _MANY = 25  # points that are drawn as a line only
-_PART = "part: "  # of our own step, in the training benchmark: no contestant
 
 
 def savings(groups: Sequence[Group]) -> Section:
@@ -204,17 +203,11 @@ def benchmarks(found: Sequence[Benchmark]) -> Section:
 
 
 def _cells(rows: Iterable[dict[str, str]]) -> Iterable[tuple[dict[str, str], str, float]]:
-    """What was compared, our median or the peer's, and the ratio; the last recorded of each cell.
-
-    A file has either a `ratio` on our lines, against the best peer, or `ours_faster` on each peer's.
-    """
+    """What was compared, our median, and how many times faster than the best peer; the last recorded of each cell."""
     last: dict[tuple[str, ...], tuple[dict[str, str], str, float]] = {}
     for row in rows:
-        name, against = row["contestant"], "ours_faster" in row
-        if name.startswith(_PART) or name.startswith(_OURS) == against:
-            continue
-        ratio = float(row["ours_faster" if against else "ratio"])
-        if not math.isfinite(ratio):
+        ratio = float(row["ratio"])
+        if not (row["contestant"].startswith(_OURS) and math.isfinite(ratio)):
             continue
         cell = {key: value for key, value in row.items() if key not in _MEASURED | _MACHINE}
         median = f"{row['median_ms']} ms" if "median_ms" in row else f"{row['median_per_s']}/s"
@@ -236,8 +229,7 @@ def _ratio_table(found: Benchmark, cells: Sequence[tuple[dict[str, str], str, fl
         [*cell.values(), median, f"{ratio:.2f}x" + (" lost" if ratio < 1 else "")]
         for cell, median, ratio in cells
     ]  # fmt: skip
-    against = "ours_faster" in found.rows[0]
-    head = [*cells[0][0], "its median" if against else "our median", "times faster"] if cells else []
+    head = [*cells[0][0], "our median", "times faster"] if cells else []
     place = {key: found.rows[-1].get(key, "") for key in ("cpu", "torch", "commit")}
     caption = f"{found.name}: {place['cpu']}, torch {place['torch']}, commit {place['commit']}"
     return Table(caption, head, rows, frozenset(at for at, (_, _, ratio) in enumerate(cells) if ratio < 1))

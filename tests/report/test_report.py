@@ -91,10 +91,10 @@ def folder(tmp_path):
     with (tmp_path / "train.csv").open("w", newline="") as file:
         csv.writer(file).writerows(
             [
-                ["cpu", "torch", "commit", "stage", "contestant", "median_ms", "ours_faster"],
-                ["C", "2", "c", "text", "patchrec_fast", "1.0", "1.0"],
-                ["C", "2", "c", "text", "stock", "4.0", "4.0"],
-                ["C", "2", "c", "text", "part: packing", "0.1", "0.1"],
+                ["cpu", "torch", "commit", "stage", "contestant", "median_ms", "ratio"],
+                ["C", "2", "c", "text", "patchrec_fast", "1.0", "4.0"],
+                ["C", "2", "c", "text", "stock", "4.0", "1.0"],
+                ["C", "2", "c", "text", "part: packing", "0.1", "nan"],
             ]
         )
     return tmp_path
