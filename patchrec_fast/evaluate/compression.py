@@ -10,6 +10,7 @@ from ..layout.histories import Histories, flatten
 from ..layout.packing import Packer
 from ..layout.policies import Policy, Text
 from ..layout.units import units
+from ..ragged import Ragged
 
 _USERS_AT_ONCE = 4096  # bounds memory; about 2 million tokens
 
@@ -72,8 +73,8 @@ def measure_compression(packer: Packer, histories: Histories, seed: int | None =
     Returns:
         Compression; each ratio is one of sums over all users, so that long histories weigh more.
     """
-    flat, offsets = flatten(histories)
-    users = len(offsets) - 1
+    given = Ragged(*flatten(histories))
+    users = len(given.lengths)
     rng = np.random.default_rng(seed)
 
     def count(policy: Policy) -> tuple[int, int]:
@@ -81,8 +82,7 @@ def measure_compression(packer: Packer, histories: Histories, seed: int | None =
         counter = Packer(packer.catalogue, packer.prompt, policy, packer.max_items)
         rows = separators = 0
         for begin in range(0, users, _USERS_AT_ONCE):
-            part = offsets[begin : begin + _USERS_AT_ONCE + 1]
-            batch = counter.pack((flat[part[0] : part[-1]], part - part[0]), seed=rng)
+            batch = counter.pack(given.slice(begin, begin + _USERS_AT_ONCE), seed=rng)
             rows += len(batch.position_ids)
             separators += int((batch.ids == packer.prompt.separator).sum())
         return rows, separators
@@ -91,9 +91,7 @@ def measure_compression(packer: Packer, histories: Histories, seed: int | None =
     text, text_separators = count(Text())
     packed, separators = count(packer.policy)
     return Compression(
-        catalogue=catalogue_ratio(
-            packer.policy, packer.catalogue, packer.max_items or int(np.diff(offsets).max()), seed
-        ),
+        catalogue=catalogue_ratio(packer.policy, packer.catalogue, packer.max_items or int(given.lengths.max()), seed),
         history=_ratio(text - template - text_separators, packed - template - separators),
         separated=_ratio(text - template, packed - template),
         prompt=text / packed,

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .csr import counting
-from .csr import offsets as csr_offsets
+from ..ragged import Ragged, to_offsets
 
 _INT64_MAX = 2**63 - 1
 
@@ -120,7 +119,7 @@ def _list(
             "histories: expected a list with one sequence of item ids a user, or a tuple "
             f"(flat, offsets) of arrays ({error})"
         ) from error
-    offsets = csr_offsets(np.array([len(array) for array in arrays], np.int64))
+    offsets = to_offsets(np.array([len(array) for array in arrays], np.int64))
     if {array.dtype.kind for array in arrays} == {"i"}:
         flat = np.concatenate(arrays, dtype=np.int64)
         if flat.size and flat.min() > 1:  # nothing among them was a bool
@@ -137,4 +136,4 @@ def newest(
     if limit is None or lengths.max() <= limit:
         return flat, lengths
     kept = np.minimum(lengths, limit)
-    return flat[counting(offsets[1:] - kept, kept)], kept
+    return Ragged(flat, offsets).newest(kept).values, kept

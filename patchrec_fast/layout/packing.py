@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ..ragged import counting, to_offsets
 from .batch import PackedBatch
 from .catalogue import Catalogue
-from .csr import counting
-from .csr import offsets as csr_offsets
 from .histories import Histories, flatten, integers, newest
 from .policies import Policy, check_count
 from .prompt import Prompt
@@ -153,9 +152,9 @@ class Packer:
         before[:prefixes] = len(self.prompt.prefix)
         pieces, first, last = self._pieces(position[found.kept], found, target, before)
 
-        token_at = csr_offsets(pieces.tokens)  # (P + 1,) and so the next two
-        item_at = csr_offsets(pieces.items)
-        row_at = csr_offsets(pieces.rows)
+        token_at = to_offsets(pieces.tokens)  # (P + 1,) and so the next two
+        item_at = to_offsets(pieces.items)
+        row_at = to_offsets(pieces.rows)
         if token_at[-1] > _INT32_MAX:  # there are never more items or rows than tokens
             raise ValueError(
                 f"histories: {len(lengths)} users make {token_at[-1]} tokens, more than 2**31 - 1; pack fewer at once"
@@ -218,7 +217,7 @@ class Packer:
 
         users = len(found.lengths)
         around = 2 if target is None else 3  # pieces of a user that are not history
-        begin = csr_offsets(found.lengths) + around * np.arange(users + 1)  # (B + 1,)
+        begin = to_offsets(found.lengths) + around * np.arange(users + 1)  # (B + 1,)
         last = begin[1:] - 1
         pieces = np.empty((len(_Pieces._fields), begin[-1] + 1), np.int64)  # (4, P)
         pieces[:, counting(begin[:-1] + 1, found.lengths)] = history

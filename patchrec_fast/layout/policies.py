@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from .csr import counting
+from ..ragged import counting
 from .histories import _INT64_MAX
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .csr import offsets as csr_offsets
+from ..ragged import to_offsets
 from .policies import Assignment, Grain, Policy
 
 
@@ -46,11 +46,11 @@ def units(policy: Policy, lengths: NDArray[np.int64], rng: np.random.Generator) 
     if dropped.any():
         kept = np.flatnonzero(~dropped)
         grain, session = grain[kept], session[kept]
-        dropped_before = csr_offsets(dropped)[csr_offsets(lengths)]  # (B + 1,)
+        dropped_before = to_offsets(dropped)[to_offsets(lengths)]  # (B + 1,)
         lengths = lengths - np.diff(dropped_before)
 
     leads = np.zeros(len(grain), bool)
-    leads[csr_offsets(lengths)[:-1][lengths > 0]] = True
+    leads[to_offsets(lengths)[:-1][lengths > 0]] = True
     in_session = grain == Grain.SESSION
     opens = leads | ~in_session
     opens[1:] |= ~in_session[:-1] | (session[1:] != session[:-1])

@@ -24,6 +24,7 @@ from ..hf.cache import TreeCache, Trunk
 from ..hf.fixed_tree import FixedTree
 from ..layout import PackedBatch, Packer
 from ..layout.policies import check_count
+from ..ragged import Ragged
 from .beam import Rules
 from .fixed import FixedBeam
 from .graph import Replayed
@@ -51,8 +52,7 @@ class Users(NamedTuple):
     offsets: NDArray[np.int64]
 
     def part(self, first: int, last: int) -> Users:
-        cut = self.offsets[first : last + 1]
-        return Users(self.flat[cut[0] : cut[-1]], cut - cut[0])
+        return Users(*Ragged(*self).slice(first, last))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

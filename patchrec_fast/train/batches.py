@@ -19,9 +19,8 @@ from torch.utils.data import Dataset
 
 from ..data import Samples
 from ..layout import Assignment, Packer, Policy, Text
-from ..layout.csr import counting
-from ..layout.csr import offsets as csr_offsets
 from ..layout.policies import check_count
+from ..ragged import Ragged, to_offsets
 from .dealing import deal, split_by_count, split_by_rows
 from .stages import Stage
 
@@ -129,7 +128,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         self.left_out = epochs * len(lengths) - sum(map(len, dealt))
         self.optimizer_steps = len(dealt) if steps is None else steps
         self._order = np.concatenate(dealt[:steps])
-        self._starts = csr_offsets(np.concatenate(counts[:steps]))  # (len(self) + 1,)
+        self._starts = to_offsets(np.concatenate(counts[:steps]))  # (len(self) + 1,)
 
     def __len__(self) -> int:
         """Micro-batches of all processes and epochs, a multiple of world_size * accumulation."""
@@ -239,10 +238,6 @@ def _with_policy(packer: Packer, policy: Policy) -> Packer:
     return other
 
 
-def take(
-    samples: Samples, places: NDArray[np.int64]
-) -> tuple[tuple[NDArray[np.int32], NDArray[np.int64]], NDArray[np.int32]]:
+def take(samples: Samples, places: NDArray[np.int64]) -> tuple[Ragged, NDArray[np.int32]]:
     """The histories and targets at `places`."""
-    flat, offsets = samples.histories
-    lengths = offsets[places + 1] - offsets[places]
-    return (flat[counting(offsets[places], lengths)], csr_offsets(lengths)), samples.targets[places]
+    return Ragged(*samples.histories).take(places), samples.targets[places]
