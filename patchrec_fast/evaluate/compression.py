@@ -7,6 +7,7 @@ import numpy as np
 
 from ..layout.catalogue import Catalogue
 from ..layout.histories import Histories, flatten
+from ..layout.history import History
 from ..layout.packing import Packer
 from ..layout.policies import Policy, Text
 from ..layout.units import units
@@ -56,7 +57,7 @@ def catalogue_ratio(policy: Policy, catalogue: Catalogue, max_items: int = 100, 
     Returns:
         1.0 for `Text`; infinity where the policy keeps nothing.
     """
-    found = units(policy, np.array([max_items]), np.random.default_rng(seed))
+    found = units(policy, History.of(np.array([max_items])), np.random.default_rng(seed))
     patches = int((found.opens & found.patched).sum())
     title = round(catalogue.mean_tokens, 2)
     return _ratio(max_items * title, patches + title * int((~found.patched).sum()))
@@ -79,7 +80,7 @@ def measure_compression(packer: Packer, histories: Histories, seed: int | None =
 
     def count(policy: Policy) -> tuple[int, int]:
         """All rows, and those of them that are separators."""
-        counter = Packer(packer.catalogue, packer.prompt, policy, packer.max_items)
+        counter = Packer(packer.catalogue, packer.prompt, policy, packer.max_items, step=packer.step)
         rows = separators = 0
         for begin in range(0, users, _USERS_AT_ONCE):
             batch = counter.pack(given.slice(begin, begin + _USERS_AT_ONCE), seed=rng)

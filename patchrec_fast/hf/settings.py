@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _files, _json
 from ..layout import Catalogue, Dropout, ItemPatches, Packer, Prompt, RandomItemPatches, SessionPatches, Text
+from ..layout.packing import check_step
 from ..layout.policies import Policy, check_count
 from ..layout.prompt import PLACEHOLDER
 
@@ -37,6 +38,7 @@ class Settings:
         instruction, system, separators: as `Prompt` takes them.
         policy: one of the library's five.
         max_items: K, the newest items of a history that are kept; None keeps all.
+        step: the oldest items leave so many at a time, as `Packer` takes it.
 
     Raises:
         TypeError, ValueError: a field of another type or out of range; the message names it.
@@ -47,6 +49,7 @@ class Settings:
     separators: bool = True
     policy: Policy = dataclasses.field(default_factory=Text)
     max_items: int | None = 100
+    step: int = 1
 
     def __post_init__(self) -> None:
         texts = [("instruction", self.instruction)] + ([] if self.system is None else [("system", self.system)])
@@ -61,6 +64,7 @@ class Settings:
             raise TypeError(f"policy: expected one of {', '.join(POLICIES)}, got {self.policy!r}")
         if self.max_items is not None:
             check_count("max_items", self.max_items, minimum=1)
+        check_step(self.step, self.max_items)
 
     def prompt(self, tokenizer: PreTrainedTokenizerBase) -> Prompt:
         """What stands around a history. The tokenizer gets the marks where they are missing, as in `Prompt`."""
@@ -69,7 +73,7 @@ class Settings:
     def packer(self, titles: Mapping[int, str], tokenizer: PreTrainedTokenizerBase) -> Packer:
         """The packer of these prompts, of a tokenizer as `prompt` takes it."""
         prompt = self.prompt(tokenizer)
-        return Packer(Catalogue.from_titles(titles, tokenizer), prompt, self.policy, self.max_items)
+        return Packer(Catalogue.from_titles(titles, tokenizer), prompt, self.policy, self.max_items, step=self.step)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; the policy by its name, with its fields."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ragged import Ragged, counting
+from ..ragged import counting
 
 _FIRST_CHUNK = 8  # codes that are compared at first: most lists differ early
 _JOINS = 1 << 62

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ragged import to_offsets
+from .history import History
 from .policies import Assignment, Grain, Policy
 
 
@@ -29,18 +30,19 @@ class Units(NamedTuple):
         return touched
 
 
-def units(policy: Policy, lengths: NDArray[np.int64], rng: np.random.Generator) -> Units:
+def units(policy: Policy, histories: History, rng: np.random.Generator) -> Units:
     """Ask the policy, check its answer, and find the units.
 
     Args:
         policy: decides each item's grain and session.
-        lengths: (B,) int64, items of each user.
+        histories: what the policy sees.
         rng: passed to the policy.
 
     Raises:
-        TypeError, ValueError: the policy's answer is not an Assignment of lengths.sum() items.
+        TypeError, ValueError: the policy's answer is not an Assignment of len(histories) items.
     """
-    grain, session = _checked(policy, policy.assign(lengths, rng), int(lengths.sum()))
+    lengths = histories.lengths
+    grain, session = _checked(policy, policy.assign(histories, rng), len(histories))
     dropped = grain == Grain.DROPPED
     kept: NDArray[np.int64] | slice = slice(None)
     if dropped.any():

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from ..data import Samples
 from ..layout import Assignment, Packer, Policy, Text
+from ..layout.history import History
 from ..layout.policies import check_count
 from ..ragged import Ragged, to_offsets
 from .dealing import deal, split_by_count, split_by_rows
@@ -201,8 +202,9 @@ class _Twin:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
 
-    def assign(self, lengths: NDArray[np.int64], rng: np.random.Generator) -> Assignment:
-        first, second = np.split(lengths, 2)
+    def assign(self, histories: History, rng: np.random.Generator) -> Assignment:
+        count = len(histories.lengths)
+        first, second = histories.slice(0, count // 2), histories.slice(count // 2, count)
         one, other = self.policy.assign(first, rng), Text().assign(second, rng)
         return Assignment(np.concatenate([one.grain, other.grain]), np.concatenate([one.session, other.session]))
 
