@@ -113,3 +113,10 @@ def test_many_lists_on_one_beginning():
     lists = [[*range(1, 30), 100 + n, 7] for n in range(1000)]
     grown = check(lists, [[False] * 31] * 1000)
     assert grown.parent.tolist() == [-1] + [0] * 1000
+
+
+def test_a_segment_goes_on_into_the_child_with_the_most_lists():
+    lists = [[1, code, 10 + n, 7] for code, count in ((2, 2), (3, 4), (4, 3)) for n in range(count)]
+    grown = check(lists, [[False] * 4] * len(lists))
+    assert lists[grown.source[0]][grown.begin[0] : grown.end[0]] == [1, 3]
+    assert np.bincount(grown.parent[1:]).max() == 6  # four leaves and the two other children
