@@ -235,7 +235,7 @@ class Packer:
         item_offsets = counting(item_at[:-1], pieces.rows, dtype=np.int32)  # (R + 1,)
         cu_seqlens = row_at[first]  # (S + 1,)
         rows = np.diff(cu_seqlens)  # (S,)
-        parts = {"cu_seqlens": cu_seqlens.astype(np.int32), "leaves": leaves}
+        parts: dict[str, NDArray[Any]] = {"cu_seqlens": cu_seqlens.astype(np.int32), "leaves": leaves}
         if tree is None:
             seen = cu_seqlens[:-1]  # (S,) the row behind the last that a segment sees, and so the next line
             parts["position_ids"] = counting(len(self.prompt.prefix) - before, rows)
