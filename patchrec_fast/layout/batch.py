@@ -235,7 +235,7 @@ class PackedBatch:
 
     def _map(self, move: Callable[[Any], Any]) -> PackedBatch:
         names = "labels", "plan", "parent", "visible", "leaves", "supervised_rows", "targets"
-        moved: dict[str, Any] = {name: None if (part := getattr(self, name)) is None else move(part) for name in names}
+        rest = ((name, getattr(self, name)) for name in names)
         return replace(
             self,
             ids=move(self.ids),
@@ -243,7 +243,7 @@ class PackedBatch:
             cu_seqlens=move(self._bounds),
             max_seqlen=self.most_rows,
             position_ids=move(self.position_ids),
-            **moved,
+            **{name: cast(Any, None if part is None else move(part)) for name, part in rest},
         )
 
 
