@@ -21,6 +21,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from patchrec_fast import Packer, Recommender, SessionPatches, Text, attach
 from patchrec_fast.evaluation.profile import SETTINGS, Setting, long_histories
 from patchrec_fast.layout import Policy
+from patchrec_fast.ragged import Ragged
 from patchrec_fast.recommend import Recommendations
 
 from . import harness, machine
@@ -62,12 +63,12 @@ def tiny(vocabulary: int, quick: bool) -> Any:
 
 def taught(model: Any, packer: Packer, source: Source, steps: int) -> Any:
     """The model after so many steps of eight users, trained in place."""
-    (items, offsets), targets = source.dataset.split("train", ITEMS)
+    histories, targets = source.dataset.split("train", ITEMS)
     order = np.random.default_rng(0).permutation(len(targets))[: 8 * steps].reshape(steps, 8)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     handle = attach(model.train())
     for chosen in order:
-        batch = packer.pack([items[offsets[place] : offsets[place + 1]] for place in chosen], targets[chosen])
+        batch = packer.pack(Ragged(*histories).take(chosen), targets[chosen])
         model(**batch.model_inputs()).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -14,6 +14,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from patchrec_fast import ItemPatches, Packer, SessionPatches, Text
 from patchrec_fast.layout import Policy
+from patchrec_fast.ragged import counting
 
 from . import harness
 from .conftest import Recorder, Settings
@@ -49,7 +50,7 @@ def contestants(source: Source, name: str, users: int) -> dict[str, harness.Call
     dataset, catalogue, prompt = source.dataset, source.catalogue, source.prompt
     long = np.flatnonzero(np.diff(dataset.offsets) > ITEMS)[:users]
     ends = dataset.offsets[long + 1]
-    flat = np.concatenate([dataset.items[end - ITEMS - 1 : end - 1] for end in ends])
+    flat = dataset.items[counting(ends - ITEMS - 1, np.full(len(long), ITEMS))]
     offsets = ITEMS * np.arange(len(long) + 1)
     targets = dataset.items[ends - 1]
 

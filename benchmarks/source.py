@@ -10,6 +10,7 @@ import numpy as np
 
 from patchrec_fast import Catalogue, Prompt, data
 from patchrec_fast.data import Dataset
+from patchrec_fast.ragged import to_offsets
 
 _SYSTEM = "You are a helpful assistant in {noun} recommendations."
 _INSTRUCTION = (
@@ -80,7 +81,7 @@ def synthetic(mean_tokens: float) -> Source:
     share = 1 / np.arange(10, 10 + _DISTINCT)
     catalogue = Catalogue(
         token_ids=rng.choice(ids, lengths.sum(), p=share / share.sum()),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+        offsets=to_offsets(lengths).astype(np.int32),
         item_ids=np.array(list(dataset.titles)),
         titles=list(dataset.titles.values()),
     )

@@ -30,13 +30,7 @@ OPERATORS = ("compress", "attention", "cross_entropy")
 RENAMED = {"evaluate": "evaluation", "layout.csr": "ragged"}
 
 # (who, whom) of what is still to be turned round. It only ever gets shorter.
-ALLOWED = {
-    # How a run's settings are told from another's: for a private module, or data and layout.
-    ("train.folder", "evaluation.fingerprint"),
-    ("train.run", "evaluation.fingerprint"),
-    # __version__, which _version holds.
-    ("train.folder", ""),
-}
+ALLOWED = {}
 
 
 def short(module: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ragged import counting, to_offsets
 from .titles import one_line
 
 LARGEST = 2**31 - 1  # of an item id
@@ -86,11 +87,11 @@ class Dataset:
         first, last = self.splits[name].astype(np.int64).T  # (U,)
         first = np.maximum(first, min(at_least(min_position, 1, "min_position"), len(self.items)))
         counts = np.maximum(last + 1 - first, 0)  # (U,) a user without targets has last == -1
-        position = np.repeat(first, counts) + _steps(counts)  # (S,) inside the user's sequence
+        position = counting(first, counts)  # (S,) inside the user's sequence
         target = np.repeat(self.offsets[:-1], counts) + position  # (S,) inside items
         lengths = np.minimum(position, min(longest, len(self.items)))
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        history = np.repeat(target - lengths, lengths) + _steps(lengths)
+        offsets = to_offsets(lengths)
+        history = counting(target - lengths, lengths)
         return Samples((self.items[history], offsets), self.items[target])
 
 
@@ -203,9 +204,3 @@ def _check_apart(splits: dict[str, NDArray[np.int32]]) -> None:
                     f"splits: of the user in row {row} {other} has the positions {first[row]} to {last[row]} and {one} "
                     f"{begin[row]} to {end[row]}, expected none in both"
                 )
-
-
-def _steps(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0, 1, ..., count - 1 for each count, one after another."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)

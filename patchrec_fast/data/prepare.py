@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ragged import to_offsets
 from .dataset import Dataset, at_least
 from .interactions import Items, Key, Progress, Source
 from .splits import SHARES, check_shares, split_by_time
@@ -158,7 +159,7 @@ class _Table:
         order = np.lexsort((self.times, rank_of_row))  # stable
         self.users, self.items, self.times = self.users[order], self.items[order], self.times[order]
         lengths = np.bincount(rank_of_row)
-        return names[by_appearance], self.times, np.concatenate([[0], np.cumsum(lengths)])
+        return names[by_appearance], self.times, to_offsets(lengths)
 
 
 def _collect(source: Source, rules: Rules, progress: Progress) -> _Table:

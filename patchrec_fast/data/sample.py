@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _files
+from ..ragged import to_offsets
 from .dataset import Dataset, at_least
 from .splits import split_by_time
 
@@ -61,7 +62,7 @@ def generate(seed: int = 0, users: int = 1000, items: int = 2000) -> Dataset:
     lengths = np.rint(rng.lognormal(_LOG_LENGTH_MEAN, _LOG_LENGTH_STD, users)).astype(np.int64)
     lengths[0] = _LONGEST
     lengths = lengths.clip(_SHORTEST, min(_LONGEST, items))
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    offsets = to_offsets(lengths)
 
     # The n largest of log-weight + Gumbel noise are n draws without replacement (Efraimidis and
     # Spirakis 2006). Zipf's law gets MovieLens's flat head and thin tail.

@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 
 from ..data import Dataset, Samples
 from ..layout.catalogue import Catalogue
-from ..layout.csr import counting
 from ..layout.histories import integers
+from ..ragged import counting
 from .metrics import MISS, answers
 from .samples import checked
 

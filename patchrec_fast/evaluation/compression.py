@@ -7,9 +7,11 @@ import numpy as np
 
 from ..layout.catalogue import Catalogue
 from ..layout.histories import Histories, flatten
+from ..layout.history import History
 from ..layout.packing import Packer
 from ..layout.policies import Policy, Text
 from ..layout.units import units
+from ..ragged import Ragged
 
 _USERS_AT_ONCE = 4096  # bounds memory; about 2 million tokens
 
@@ -55,7 +57,7 @@ def catalogue_ratio(policy: Policy, catalogue: Catalogue, max_items: int = 100, 
     Returns:
         1.0 for `Text`; infinity where the policy keeps nothing.
     """
-    found = units(policy, np.array([max_items]), np.random.default_rng(seed))
+    found = units(policy, History.of(np.array([max_items])), np.random.default_rng(seed))
     patches = int((found.opens & found.patched).sum())
     title = round(catalogue.mean_tokens, 2)
     return _ratio(max_items * title, patches + title * int((~found.patched).sum()))
@@ -72,17 +74,16 @@ def measure_compression(packer: Packer, histories: Histories, seed: int | None =
     Returns:
         Compression; each ratio is one of sums over all users, so that long histories weigh more.
     """
-    flat, offsets = flatten(histories)
-    users = len(offsets) - 1
+    given = Ragged(*flatten(histories))
+    users = len(given.lengths)
     rng = np.random.default_rng(seed)
 
     def count(policy: Policy) -> tuple[int, int]:
         """All rows, and those of them that are separators."""
-        counter = Packer(packer.catalogue, packer.prompt, policy, packer.max_items)
+        counter = Packer(packer.catalogue, packer.prompt, policy, packer.max_items, step=packer.step)
         rows = separators = 0
         for begin in range(0, users, _USERS_AT_ONCE):
-            part = offsets[begin : begin + _USERS_AT_ONCE + 1]
-            batch = counter.pack((flat[part[0] : part[-1]], part - part[0]), seed=rng)
+            batch = counter.pack(given.slice(begin, begin + _USERS_AT_ONCE), seed=rng)
             rows += len(batch.position_ids)
             separators += int((batch.ids == packer.prompt.separator).sum())
         return rows, separators
@@ -91,9 +92,7 @@ def measure_compression(packer: Packer, histories: Histories, seed: int | None =
     text, text_separators = count(Text())
     packed, separators = count(packer.policy)
     return Compression(
-        catalogue=catalogue_ratio(
-            packer.policy, packer.catalogue, packer.max_items or int(np.diff(offsets).max()), seed
-        ),
+        catalogue=catalogue_ratio(packer.policy, packer.catalogue, packer.max_items or int(given.lengths.max()), seed),
         history=_ratio(text - template - text_separators, packed - template - separators),
         separated=_ratio(text - template, packed - template),
         prompt=text / packed,

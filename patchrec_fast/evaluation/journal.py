@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import _json
 from .._lock import only_one
-from .fingerprint import differences
+from ..models.fingerprint import differences
 
 _MARK = {"journal": "patchrec_fast evaluate, 3"}
 _BEGINNING = _json.dumps(_MARK).rstrip("}\n").encode()

@@ -20,8 +20,9 @@ from .._check import check_count
 from .._version import __version__
 from ..layout.catalogue import Catalogue
 from ..layout.histories import Histories
+from ..models import fingerprint
+from ..ragged import Ragged
 from ..recommend.recommendations import most_answers
-from . import fingerprint
 from .cost import measured
 from .journal import Journal
 from .metrics import check_ranks, ranks
@@ -206,9 +207,9 @@ def _batches(
         done += count
     with tqdm(total=len(wanted), initial=done, unit=" samples", disable=None if progress else True) as bar:
         while done < len(wanted):
-            cut = offsets[done : done + batch_size + 1]
-            count = len(cut) - 1
-            entry = {"begin": done, **decode((flat[cut[0] : cut[-1]], cut - cut[0]), wanted[done : done + count])}
+            count = min(batch_size, len(wanted) - done)
+            part = Ragged(flat, offsets).slice(done, done + count)
+            entry = {"begin": done, **decode(part, wanted[done : done + count])}
             if journal is not None:
                 journal.append(entry)
             entries.append(entry)

@@ -6,8 +6,8 @@ import hashlib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..layout.csr import counting
 from ..layout.histories import Histories, flatten, integers
+from ..ragged import counting, to_offsets
 
 
 def checked(histories: Histories, targets: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -47,7 +47,7 @@ def users_of(flat: NDArray[np.int64], offsets: NDArray[np.int64], targets: NDArr
     later = flat[counting(offsets[2:] - 1 - common, common)]
     sample = np.repeat(np.arange(len(common)), common)
     continues[sample[earlier != later]] = False
-    return np.concatenate([[0], np.cumsum(~continues)])
+    return to_offsets(~continues)
 
 
 def identity(flat: NDArray[np.int64], offsets: NDArray[np.int64], targets: NDArray[np.int64]) -> str:

@@ -3,6 +3,7 @@
 
 from .batch import PackedBatch as PackedBatch
 from .catalogue import Catalogue as Catalogue
+from .history import History as History
 from .packing import Packer as Packer
 from .policies import Assignment as Assignment
 from .policies import Dropout as Dropout

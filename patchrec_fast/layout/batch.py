@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from ..ops.attention.segments import Segments
+
 if TYPE_CHECKING:
     from ..ops.compress import Plan
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PackedBatch:
-    """Prompts of B users, one after another, without padding.
+    """B prompts without padding: one after another, or as a tree where they share rows (`Packer(share=True)`).
 
     T tokens form I items (means over tokens), and the items form R rows (means over items). A row
     is one input embedding of the language model; a row of plain text is one item of one token.
@@ -25,9 +27,9 @@ class PackedBatch:
         ids: (T,) int32 token ids.
         offsets: token_offsets (I + 1,) int32 and item_offsets (R + 1,) int32, as `compress` takes
             them.
-        cu_seqlens: (B + 1,) int32, the rows of user b are `cu_seqlens[b]:cu_seqlens[b + 1]`; a ValueError where there
-            are `headless` users, whose rows there are no whole prompts. `prompts` gives these, `user_offsets` what is
-            in the batch.
+        cu_seqlens: (B + 1,) int32, the rows of user b are `cu_seqlens[b]:cu_seqlens[b + 1]`; a ValueError where
+            prompts share rows, which are no whole prompts there. `prompts` gives these, `segments` what is in the
+            batch.
         max_seqlen: the most rows of a user; the same error, and `most_rows`.
         position_ids: (R,) int64, rows counted from 0 for each user; from the length of the prefix for users who were
             packed without it (`Packer.pack`).
@@ -36,6 +38,12 @@ class PackedBatch:
         plan: what `Packer(..., plan=True)` prepared for the compress op, else None.
         headless: how many users, the last ones, are without the prefix.
         prefix: how many rows the prefix has.
+        parent, visible: (S,) int32, the tree of `segments`; None where every prompt is a segment of its own.
+        leaves: (B,) int64, the segment at whose end each prompt ends.
+        supervised_rows, targets: (N,) int64, the rows whose logits are learnt, and what: for each token of each
+            answer, in the order of the prompts, the row before it. One row may come several times, where
+            several answers begin. None without targets.
+        longest: the rows of the longest prompt where prompts share rows, else 0.
     """
 
     ids: Tensor
@@ -47,23 +55,56 @@ class PackedBatch:
     plan: Plan | None = None
     headless: int = 0
     prefix: int = 0
+    parent: Tensor | None = None
+    visible: Tensor | None = None
+    leaves: Tensor | None = None
+    supervised_rows: Tensor | None = None
+    targets: Tensor | None = None
+    longest: int = 0
 
     def __len__(self) -> int:
-        """The number of users."""
-        return len(self.user_offsets) - 1
+        """The number of prompts."""
+        return len(self._bounds) - 1 if self.parent is None or self.leaves is None else len(self.leaves)
 
     def __repr__(self) -> str:
+        if self.parent is not None:
+            return (
+                f"PackedBatch({len(self)} prompts in {len(self.parent)} segments, {len(self.position_ids)} rows, "
+                f"{len(self.ids)} tokens)"
+            )
         shared = f", {self.headless} of them without the prefix" if self.headless else ""
         return f"PackedBatch({len(self)} users{shared}, {len(self.position_ids)} rows, {len(self.ids)} tokens)"
 
     @property
-    def user_offsets(self) -> Tensor:
-        """(B + 1,) int32, where each user's rows begin in the batch, whole prompts or not."""
+    def segments(self) -> Segments:
+        """The runs of rows and who sees which: a tree, or a root for each prompt.
+
+        Raises:
+            ValueError: users without the prefix, whose rows are no segments.
+        """
+        if self.headless:
+            raise ValueError(f"segments: {_headless(self)}")
+        bounds, parent, visible = self._bounds, self.parent, self.visible
+        if parent is None or visible is None:
+            parent = torch.full_like(bounds[1:], -1)
+            visible = torch.zeros_like(parent)
+        return Segments(bounds, parent, visible, self.position_ids)
+
+    @property
+    def _bounds(self) -> Tensor:
+        """(S + 1,) int32, where each segment's rows begin."""
         return cast(Tensor, vars(self)["cu_seqlens"])
 
     @property
+    def user_offsets(self) -> Tensor:
+        """(B + 1,) int32, where each user's rows begin in the batch, whole prompts or not; none in a tree."""
+        if self.parent is not None:
+            raise ValueError(f"user_offsets: {_shared(self)}")
+        return self._bounds
+
+    @property
     def most_rows(self) -> int:
-        """The most rows that a user has in the batch."""
+        """The most rows of a segment: that a user has in the batch."""
         return cast(int, vars(self)["max_seqlen"])
 
     def prompts(self, rows: Tensor) -> list[Tensor]:
@@ -80,7 +121,9 @@ class PackedBatch:
         """
         if len(rows) != len(self.position_ids):
             raise ValueError(f"rows: got {len(rows)}, expected the batch's {len(self.position_ids)}")
-        parts = list(rows.split(self.user_offsets.diff().tolist()))
+        parts = list(rows.split(self._bounds.diff().tolist()))
+        if self.parent is not None and self.visible is not None and self.leaves is not None:
+            return _through(parts, self.parent.tolist(), self.visible.tolist(), self.leaves.tolist())
         if self.headless:
             if self.headless == len(self):
                 raise ValueError(
@@ -114,14 +157,18 @@ class PackedBatch:
                 kept it, or `key_rows`.
             key_rows: where the first user has the prefix for them, which rows' keys each user sees, as
                 `patchrec_fast.hf.shared_prefix.seen` takes them.
+            segment_parent, segment_visible: (S,) int32 where prompts share rows. `cu_seq_lens_q` and `_k` then bound
+                the segments' own rows, `longest` is there, and of the supervision `supervised_rows` (N,) and
+                `supervised_labels` (1, N), their targets: in `labels` (1, R) the row before an answer's first is not
+                always the one that learns it.
         """
         inputs: dict[str, Any] = {
             "position_ids": self.position_ids.unsqueeze(0),  # first: Trainer reads the batch size, 1, off it
             "ids": self.ids,
             "token_offsets": self.offsets[0],
             "item_offsets": self.offsets[1],
-            "cu_seq_lens_q": self.user_offsets,
-            "cu_seq_lens_k": self.user_offsets,
+            "cu_seq_lens_q": self._bounds,
+            "cu_seq_lens_k": self._bounds,
             "max_length_q": self.most_rows,
             "max_length_k": self.most_rows,
             "use_cache": False,
@@ -139,10 +186,21 @@ class PackedBatch:
                 inputs["longest"] = int(self.position_ids.max()) + 1
             if self.headless < len(self):
                 inputs.update(self._shared_prefix())
-        if self.labels is not None:
+        if self.parent is not None:
+            inputs |= self._tree_inputs()
+        elif self.labels is not None:
             labels = self.labels.masked_fill(self.position_ids == 0, -100)
             inputs["labels"] = labels.unsqueeze(0)
             inputs["supervised_rows"] = supervised_rows(labels)
+        return inputs
+
+    def _tree_inputs(self) -> dict[str, Any]:
+        """The model inputs of prompts that share rows."""
+        inputs = {"segment_parent": self.parent, "segment_visible": self.visible, "longest": self.longest}
+        if self.labels is not None and self.targets is not None:
+            inputs["labels"] = self.labels.unsqueeze(0)
+            inputs["supervised_rows"] = self.supervised_rows
+            inputs["supervised_labels"] = self.targets.unsqueeze(0)
         return inputs
 
     def _shared_prefix(self) -> dict[str, Any]:
@@ -176,16 +234,43 @@ class PackedBatch:
         return self._map(lambda part: part.pin_memory())
 
     def _map(self, move: Callable[[Any], Any]) -> PackedBatch:
+        names = "labels", "plan", "parent", "visible", "leaves", "supervised_rows", "targets"
+        rest = ((name, getattr(self, name)) for name in names)
         return replace(
             self,
             ids=move(self.ids),
             offsets=(move(self.offsets[0]), move(self.offsets[1])),
-            cu_seqlens=move(self.user_offsets),
+            cu_seqlens=move(self._bounds),
             max_seqlen=self.most_rows,
             position_ids=move(self.position_ids),
-            labels=None if self.labels is None else move(self.labels),
-            plan=None if self.plan is None else move(self.plan),
+            **{name: cast(Any, None if part is None else move(part)) for name, part in rest},
         )
+
+
+def _through(parts: list[Tensor], parent: list[int], visible: list[int], leaves: list[int]) -> list[Tensor]:
+    """For each leaf, what it sees through the tree and itself; `parts` are the segments' rows."""
+    made = []
+    for leaf in leaves:
+        seen, s = [parts[leaf]], leaf
+        while parent[s] >= 0:
+            seen.append(parts[parent[s]][: visible[s]])
+            s = parent[s]
+        made.append(torch.cat(seen[::-1]))
+    return made
+
+
+def _headless(batch: PackedBatch) -> str:
+    return (
+        f"{batch.headless} of the batch's {len(batch)} users are without the {batch.prefix} rows before the history, "
+        "so its rows are no whole prompts: batch.prompts(rows) gives these, or pack without share_prefix and prefixes"
+    )
+
+
+def _shared(batch: PackedBatch) -> str:
+    return (
+        f"the batch's {len(batch)} prompts share rows, so these are no whole prompts one after another: "
+        "batch.prompts(rows) gives these, batch.segments the tree, or pack with share=False"
+    )
 
 
 class _Whole:
@@ -195,12 +280,10 @@ class _Whole:
         self._name = name
 
     def __get__(self, batch: PackedBatch, owner: type) -> Any:
+        if batch.parent is not None:
+            raise ValueError(f"{self._name}: {_shared(batch)}")
         if batch.headless:
-            raise ValueError(
-                f"{self._name}: {batch.headless} of the batch's {len(batch)} users are without the {batch.prefix} rows "
-                "before the history, so its rows are no whole prompts: batch.prompts(rows) gives these, or pack "
-                "without share_prefix and prefixes"
-            )
+            raise ValueError(f"{self._name}: {_headless(batch)}")
         return vars(batch)[self._name]
 
     def __set__(self, batch: PackedBatch, value: Any) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .csr import offsets as csr_offsets
+from ..ragged import to_offsets
 from .histories import integers
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Catalogue:
             raise ValueError(f"titles: the title {texts[empty]!r} of item {item_ids[empty]} tokenises to nothing")
         made = cls(
             token_ids=np.concatenate([np.asarray(t, np.int32) for t in tokens]),
-            offsets=csr_offsets(lengths).astype(np.int32),
+            offsets=to_offsets(lengths).astype(np.int32),
             item_ids=item_ids,
             titles=texts,
         )

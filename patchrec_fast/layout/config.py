@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _files, _json
 from .._check import check_count
 from .catalogue import Catalogue
-from .packing import Packer
+from .packing import Packer, check_step
 from .policies import Dropout, ItemPatches, Policy, RandomItemPatches, SessionPatches, Text
 from .prompt import PLACEHOLDER, Prompt
 
@@ -42,6 +42,7 @@ class PromptConfig:
         instruction, system, separators: as `Prompt` takes them.
         policy: one of the library's five.
         max_items: K, the newest items of a history that are kept; None keeps all.
+        step: the oldest items leave so many at a time, as `Packer` takes it.
 
     Raises:
         TypeError, ValueError: a field of another type or out of range; the message names it.
@@ -52,6 +53,7 @@ class PromptConfig:
     separators: bool = True
     policy: Policy = dataclasses.field(default_factory=Text)
     max_items: int | None = 100
+    step: int = 1
 
     def __post_init__(self) -> None:
         texts = [("instruction", self.instruction)] + ([] if self.system is None else [("system", self.system)])
@@ -66,6 +68,7 @@ class PromptConfig:
             raise TypeError(f"policy: expected one of {', '.join(POLICIES)}, got {self.policy!r}")
         if self.max_items is not None:
             check_count("max_items", self.max_items, minimum=1)
+        check_step(self.step, self.max_items)
 
     def prompt(self, tokenizer: PreTrainedTokenizerBase) -> Prompt:
         """What stands around a history. The tokenizer gets the marks where they are missing, as in `Prompt`."""
@@ -74,7 +77,7 @@ class PromptConfig:
     def packer(self, titles: Mapping[int, str], tokenizer: PreTrainedTokenizerBase) -> Packer:
         """The packer of these prompts, of a tokenizer as `prompt` takes it."""
         prompt = self.prompt(tokenizer)
-        return Packer(Catalogue.from_titles(titles, tokenizer), prompt, self.policy, self.max_items)
+        return Packer(Catalogue.from_titles(titles, tokenizer), prompt, self.policy, self.max_items, step=self.step)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; the policy by its name, with its fields."""

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .csr import counting
-from .csr import offsets as csr_offsets
+from ..ragged import Ragged, to_offsets
 
 _INT64_MAX = 2**63 - 1
 
@@ -120,7 +119,7 @@ def _list(
             "histories: expected a list with one sequence of item ids a user, or a tuple "
             f"(flat, offsets) of arrays ({error})"
         ) from error
-    offsets = csr_offsets(np.array([len(array) for array in arrays], np.int64))
+    offsets = to_offsets(np.array([len(array) for array in arrays], np.int64))
     if {array.dtype.kind for array in arrays} == {"i"}:
         flat = np.concatenate(arrays, dtype=np.int64)
         if flat.size and flat.min() > 1:  # nothing among them was a bool
@@ -129,12 +128,25 @@ def _list(
     return _no_negative("histories", np.concatenate([np.empty(0, np.int64), *ids])), offsets
 
 
+def how_many(lengths: NDArray[np.int64], limit: int | None, step: int = 1) -> NDArray[np.int64]:
+    """(B,) of so many items, the newest `limit` to `limit + step - 1`, as the oldest leave `step` at a time."""
+    if limit is None:
+        return lengths
+    return lengths - whole_steps(lengths - min(int(limit), _INT64_MAX), step)
+
+
+def whole_steps(counts: NDArray[np.int64], step: int) -> NDArray[np.int64]:
+    """The largest multiple of `step` that is not above each count; 0 for a negative one."""
+    step = min(int(step), _INT64_MAX)
+    return counts.clip(min=0) // step * step
+
+
 def newest(
-    flat: NDArray[np.int64], offsets: NDArray[np.int64], limit: int | None
+    flat: NDArray[np.int64], offsets: NDArray[np.int64], limit: int | None, step: int = 1
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Each user's last `limit` items (None: all), and how many those are: (M,) and (B,) int64."""
+    """Each user's last items, as many as `how_many`, and how many those are: (M,) and (B,) int64."""
     lengths = np.diff(offsets)
-    if limit is None or lengths.max() <= limit:
+    kept = how_many(lengths, limit, step)
+    if (kept == lengths).all():
         return flat, lengths
-    kept = np.minimum(lengths, limit)
-    return flat[counting(offsets[1:] - kept, kept)], kept
+    return Ragged(flat, offsets).newest(kept).values, kept

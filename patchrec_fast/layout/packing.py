@@ -11,20 +11,22 @@ pieces, and no Python loop runs over items.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .._check import check_count
+from ..ops.attention.segments import Segments
+from ..ragged import counting, to_offsets
 from .batch import PackedBatch
 from .catalogue import Catalogue
-from .csr import counting
-from .csr import offsets as csr_offsets
-from .histories import Histories, flatten, integers, newest
+from .histories import Histories, flatten, how_many, integers, newest
+from .history import History
 from .policies import Policy
 from .prompt import Prompt
+from .tree import Tree, grow
 from .units import Units, units
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class Packer:
     """Builds the prompts of many users as one `PackedBatch`. Picklable; `pack` has no side effect.
 
     Attributes:
-        catalogue, prompt, policy, max_items, plan, share_prefix: as given.
+        catalogue, prompt, policy, max_items, plan, share_prefix, share, step: as given.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class Packer:
         max_items: int | None = None,
         plan: bool = False,
         share_prefix: bool = False,
+        share: bool = False,
+        step: int = 1,
     ) -> None:
         """Set up.
 
@@ -79,15 +83,23 @@ class Packer:
             share_prefix: pack the rows before the history, the same for all users, once, with the first user. An
                 attached model (with attention of ours) lets the others see them: the same logits and gradients from
                 fewer rows. Dropout, where a model has any, then falls on these rows for all users alike.
+            share: pack what prompts begin with alike once, as a tree of segments (`PackedBatch.segments`): all but
+                each prompt's last piece, which is its answer, or without targets its suffix.
+            step: the oldest items leave so many at a time: `max_items` to `max_items + step - 1` are kept, and the
+                beginning of a prompt stays while the history grows.
 
         Raises:
-            ValueError: max_items < 1; a catalogue of another tokenizer; a title that holds the
+            ValueError: max_items < 1; step < 1, or more than 1 without max_items; share and share_prefix;
+                a catalogue of another tokenizer; a title that holds the
                 end-of-turn token.
         """
         if isinstance(policy, type) or not isinstance(policy, Policy):
             raise TypeError(f"policy: expected an object with assign(lengths, rng), got {policy!r}")
         if max_items is not None:
             check_count("max_items", max_items, minimum=1)
+        check_step(step, max_items)
+        if share and share_prefix:
+            raise ValueError("share, share_prefix: expected one of them; share has the prefix once already")
         catalogue.check_end(prompt.end_of_turn)
         if (largest := int(catalogue.token_ids.max())) >= prompt.num_embeddings:
             raise ValueError(
@@ -100,6 +112,8 @@ class Packer:
         self.max_items = max_items
         self.plan = plan
         self.share_prefix = share_prefix
+        self.share = share
+        self.step = step
         self._pool = _pool(catalogue, prompt)
 
     def pack(
@@ -133,47 +147,112 @@ class Packer:
         """
         if prefixes is not None:
             check_count("prefixes", prefixes, minimum=0)
+            if self.share:
+                raise ValueError(f"prefixes: got {prefixes} for a packer with share=True, which packs none twice")
         elif self.share_prefix:
             prefixes = 1
         flat, offsets = flatten(histories)
-        items, lengths = newest(flat, offsets, self.max_items)
+        items, lengths = newest(flat, offsets, self.max_items, self.step)
         position = self.catalogue.index(items)  # (N,)
         target = None if targets is None else self._targets(targets, users=len(lengths))
-        found = units(self.policy, lengths, np.random.default_rng(seed))
-        before = np.zeros(len(lengths), np.int64)  # (B,) rows of the prefix
-        before[:prefixes] = len(self.prompt.prefix)
-        pieces, first, last = self._pieces(position[found.kept], found, target, before)
+        return self._pack(position, History.of(lengths), target, np.random.default_rng(seed), prefixes)
 
-        token_at = csr_offsets(pieces.tokens)  # (P + 1,) and so the next two
-        item_at = csr_offsets(pieces.items)
-        row_at = csr_offsets(pieces.rows)
+    def pack_targets(
+        self,
+        sequences: Histories,
+        first: ArrayLike,
+        last: ArrayLike,
+        seed: int | np.random.Generator | None = None,
+    ) -> PackedBatch:
+        """The prompts of several targets of each user in one batch, each as `pack` makes it of what is before it.
+
+        A random policy decides once for each item of a sequence, whichever prompts it is in.
+
+        Args:
+            sequences: whole sequences of users, as `pack` takes histories.
+            first, last: the places in a user's sequence, from 0, of the first and the last target: (U,) integers, or
+                one for all. A user with `last < first` has no targets.
+            seed: as `pack` takes it.
+
+        Returns:
+            PackedBatch of all prompts, users in order, each user's oldest target first.
+
+        Raises:
+            TypeError, ValueError: as `pack`; a first target that has nothing before it; a last one beyond the
+                sequence; other numbers of places than users; no targets at all.
+        """
+        flat, offsets = flatten(sequences)
+        start, counts = _places(np.diff(offsets), first, last)  # (U,)
+        target = counting(offsets[:-1] + start, counts)  # (B,) places in `flat`
+        before = counting(start, counts)  # (B,) items
+        lengths = how_many(before, self.max_items, self.step)
+        places = counting(target - lengths, lengths)  # (N,) in `flat`
+        used = np.zeros(len(flat), bool)
+        used[places] = used[target] = True
+        position = np.zeros(len(flat), np.int64)
+        position[used] = self.catalogue.index(flat[used])
+        history = History(lengths, places, len(flat))
+        return self._pack(position[places], history, position[target], np.random.default_rng(seed))
+
+    def _pack(
+        self,
+        position: NDArray[np.int64],
+        history: History,
+        target: NDArray[np.int64] | None,
+        rng: np.random.Generator,
+        prefixes: int | None = None,
+    ) -> PackedBatch:
+        """The batch of items at these positions in the catalogue, (N,), and so the targets, (B,)."""
+        found = units(self.policy, history, rng)
+        before = np.zeros(len(history.lengths), np.int64)  # (B,) rows of the prefix
+        before[:prefixes] = len(self.prompt.prefix)
+        pieces, first = self._pieces(position[found.kept], found, target, before)
+        leaves = np.arange(len(before))
+        tree = _tree(pieces, first) if self.share else None
+        if tree is not None:
+            pieces, first = _taken(pieces, first, tree)
+            leaves = tree.leaves
+        last = first[1:][leaves] - 1  # (B,) each prompt's last piece
+
+        token_at = to_offsets(pieces.tokens)  # (P + 1,) and so the next two
+        item_at = to_offsets(pieces.items)
+        row_at = to_offsets(pieces.rows)
         if token_at[-1] > _INT32_MAX:  # there are never more items or rows than tokens
             raise ValueError(
-                f"histories: {len(lengths)} users make {token_at[-1]} tokens, more than 2**31 - 1; pack fewer at once"
+                f"histories: {len(before)} users make {token_at[-1]} tokens, more than 2**31 - 1; pack fewer at once"
             )
         ids = self._pool.tokens.take(counting(pieces.start, pieces.tokens))  # (T,)
         token_offsets = counting(token_at[:-1], pieces.items, dtype=np.int32)  # (I + 1,)
         item_offsets = counting(item_at[:-1], pieces.rows, dtype=np.int32)  # (R + 1,)
-        cu_seqlens = row_at[first]  # (B + 1,)
-        rows = np.diff(cu_seqlens)  # (B,)
-
-        labels = None
+        cu_seqlens = row_at[first]  # (S + 1,)
+        rows = np.diff(cu_seqlens)  # (S,)
+        parts: dict[str, NDArray[Any]] = {"cu_seqlens": cu_seqlens.astype(np.int32), "leaves": leaves}
+        if tree is None:
+            seen = cu_seqlens[:-1]  # (S,) the row behind the last that a segment sees, and so the next line
+            parts["position_ids"] = counting(len(self.prompt.prefix) - before, rows)
+        else:
+            seen = row_at[first[tree.parent] + tree.visible]
+            parts |= _segments(cu_seqlens, tree.parent, seen)
         if target is not None:
             tokens = pieces.tokens[last]  # (B,)
-            labels = np.full(cu_seqlens[-1], IGNORE, np.int64)  # (R,)
-            labels[counting(row_at[last], tokens)] = ids[counting(token_at[last], tokens)]
+            at = counting(row_at[last], tokens)  # (N,) rows of the answers
+            parts["targets"] = ids[counting(token_at[last], tokens)].astype(np.int64)  # (N,)
+            parts["labels"] = np.full(cu_seqlens[-1], IGNORE, np.int64)  # (R,)
+            parts["labels"][at] = parts["targets"]
+            opening = np.where(last == first[leaves], seen[leaves], row_at[last]) - 1  # (B,) before the answer
+            parts["supervised_rows"] = at - 1
+            parts["supervised_rows"][to_offsets(tokens)[:-1]] = opening
         batch_ids = torch.from_numpy(ids)
         batch_offsets = torch.from_numpy(token_offsets), torch.from_numpy(item_offsets)
         return PackedBatch(
             ids=batch_ids,
             offsets=batch_offsets,
-            cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
             max_seqlen=int(rows.max()),
-            position_ids=torch.from_numpy(counting(len(self.prompt.prefix) - before, rows)),
-            labels=None if labels is None else torch.from_numpy(labels),
             plan=_make_plan(batch_ids, batch_offsets) if self.plan else None,
-            headless=0 if prefixes is None else max(0, len(lengths) - prefixes),
+            headless=0 if prefixes is None else max(0, len(before) - prefixes),
             prefix=len(self.prompt.prefix),
+            longest=0 if tree is None else int(parts["position_ids"].max()) + 1,
+            **{name: torch.from_numpy(array) for name, array in parts.items()},
         )
 
     def _targets(self, targets: ArrayLike, users: int) -> NDArray[np.int64]:
@@ -188,8 +267,8 @@ class Packer:
         found: Units,
         target: NDArray[np.int64] | None,
         before: NDArray[np.int64],
-    ) -> tuple[_Pieces, NDArray[np.int64], NDArray[np.int64]]:
-        """All pieces, a sentinel last; (B + 1,) each user's first; (B,) each user's last."""
+    ) -> tuple[_Pieces, NDArray[np.int64]]:
+        """All pieces, a sentinel last; (B + 1,) each user's first."""
         pool = self._pool
         separated = found.opens & ~found.leads
         if not self.prompt.separators:
@@ -205,7 +284,7 @@ class Packer:
 
         users = len(found.lengths)
         around = 2 if target is None else 3  # pieces of a user that are not history
-        begin = csr_offsets(found.lengths) + around * np.arange(users + 1)  # (B + 1,)
+        begin = to_offsets(found.lengths) + around * np.arange(users + 1)  # (B + 1,)
         last = begin[1:] - 1
         pieces = np.empty((len(_Pieces._fields), begin[-1] + 1), np.int64)  # (4, P)
         pieces[:, counting(begin[:-1] + 1, found.lengths)] = history
@@ -216,7 +295,68 @@ class Packer:
             pieces[:, last] = pool.titles[target], answer, answer, answer
         # The sentinel has no tokens, but an item and a row: they close both levels of offsets.
         pieces[:, -1] = 0, 0, 1, 1
-        return _Pieces(*pieces), begin, last
+        return _Pieces(*pieces), begin
+
+
+def check_step(step: int, max_items: int | None) -> None:
+    """An error where the oldest items cannot leave `step` at a time."""
+    if check_count("step", step, minimum=1) > 1 and max_items is None:
+        raise ValueError(f"step: got {step} without max_items, so no item ever leaves; give max_items too")
+
+
+def _places(
+    lengths: NDArray[np.int64], first: ArrayLike, last: ArrayLike
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(U,) each user's first target, and how many there are."""
+    given = {}
+    for name, value in (("first", first), ("last", last)):
+        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"{name}: expected integers, got {array.dtype}")
+        if array.shape not in ((), lengths.shape):
+            raise ValueError(f"{name}: expected one place or {len(lengths)}, one a user, got shape {array.shape}")
+        given[name] = np.broadcast_to(array.astype(np.int64), lengths.shape)
+    start, end = given["first"], given["last"]
+    some = end >= start
+    for name, bad, expected in (
+        ("first", some & (start < 1), "at least 1, for a target needs an item before it"),
+        ("last", some & (end >= lengths), "a place in the user's sequence"),
+    ):
+        if bad.any():
+            user = int(bad.argmax())
+            raise ValueError(
+                f"{name}: expected {expected}, got {given[name][user]} for user {user} of {lengths[user]} items"
+            )
+    if not some.any():
+        raise ValueError("first, last: no user has a target, as last < first for all")
+    return start, np.where(some, end + 1 - start, 0)
+
+
+def _tree(pieces: _Pieces, first: NDArray[np.int64]) -> Tree | None:
+    """The segments of prompts whose first pieces these are, (B + 1,); None where they share nothing."""
+    if len(first) < 3:
+        return None
+    start, tokens, items, rows = (part[:-1] for part in pieces)  # without the sentinel
+    # Where a piece starts in the pool says which it is: only a prompt's last piece, which is not shared, can start
+    # where a longer one does.
+    tree = grow(2 * start + (items < tokens) + 1, first, rows == 0)
+    return tree if (tree.parent >= 0).any() else None
+
+
+def _taken(pieces: _Pieces, first: NDArray[np.int64], tree: Tree) -> tuple[_Pieces, NDArray[np.int64]]:
+    """The pieces of the tree's segments, the sentinel last; (S + 1,) each segment's first."""
+    counts = tree.end - tree.begin
+    chosen = np.append(counting(first[tree.source] + tree.begin, counts), first[-1])
+    return _Pieces(*(part[chosen] for part in pieces)), to_offsets(counts)
+
+
+def _segments(
+    cu_seqlens: NDArray[np.int64], parent: NDArray[np.int64], seen: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
+    """What `PackedBatch` has of segments whose parents are seen up to the row before `seen`, (S,)."""
+    visible = np.where(parent < 0, 0, seen - cu_seqlens[parent])
+    made = Segments.of(*(torch.from_numpy(part) for part in (cu_seqlens, parent, visible)))
+    return {name: getattr(made, name).numpy() for name in ("parent", "visible", "position_ids")}
 
 
 def _make_plan(ids: torch.Tensor, offsets: tuple[torch.Tensor, torch.Tensor]) -> Plan:

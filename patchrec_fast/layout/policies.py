@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which items of a history stay text, become a patch, share a session patch, or are left out.
 
-A policy is any object with an `assign` method (see `Policy`); the ones here share one
-idea: an item's `age` is the number of newer items of the same user.
+A policy is any object with an `assign` method (see `Policy`); docs/policies.md has a table of the ones here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._check import check_count, check_number
-from .csr import counting
-from .histories import _INT64_MAX
+from .histories import _INT64_MAX, whole_steps
+from .history import History
+
+Anchor = Literal["newest", "oldest"]
 
 
 class Grain(IntEnum):
@@ -43,59 +44,88 @@ class Assignment(NamedTuple):
 
 @runtime_checkable
 class Policy(Protocol):
-    """The interface of a policy: one pure function of the lengths and of the random generator."""
+    """The interface of a policy: one pure function of the histories and of the random generator."""
 
-    def assign(self, lengths: NDArray[np.int64], rng: np.random.Generator) -> Assignment:
+    def assign(self, histories: History, rng: np.random.Generator) -> Assignment:
         """Decide for a batch.
 
         Args:
-            lengths: (B,) int64, the number of items of each user, all >= 1.
-            rng: the only source of randomness; a deterministic policy leaves it alone.
+            histories: their lengths, and what is known of their items.
+            rng: the only source of randomness, best through `histories.draw`; a deterministic policy leaves it alone.
 
         Returns:
-            Assignment of N = lengths.sum() items.
+            Assignment of N = len(histories) items.
         """
         ...
+
+
+class _Shown:
+    """Its repr leaves out what is at its default."""
+
+    def __repr__(self) -> str:
+        given: Any = fields(self)  # type: ignore[arg-type]
+        told = [f"{f.name}={getattr(self, f.name)!r}" for f in given if getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join(told)})"
 
 
 @dataclass(frozen=True)
 class Text:
     """Every title as text: the uncompressed prompt."""
 
-    def assign(self, lengths: NDArray[np.int64], rng: np.random.Generator) -> Assignment:
-        return _without_sessions(np.zeros(int(lengths.sum()), bool), Grain.TEXT)
+    def assign(self, histories: History, rng: np.random.Generator) -> Assignment:
+        return _without_sessions(np.zeros(len(histories), bool), Grain.TEXT)
 
 
-@dataclass(frozen=True)
-class ItemPatches:
-    """PFT-I: text for the newest `keep` items, an item patch for every older one."""
+@dataclass(frozen=True, repr=False)
+class ItemPatches(_Shown):
+    """PFT-I: text for the newest `keep` items, an item patch for every older one.
+
+    With `step`, items become patches so many at a time: `keep` to `keep + step - 1` items are text, and what stands
+    before them stays as it is while the history grows.
+    """
 
     keep: int
+    step: int = 1
 
     def __post_init__(self) -> None:
         check_count("ItemPatches.keep", self.keep, minimum=0)
+        check_count("ItemPatches.step", self.step, minimum=1)
 
-    def assign(self, lengths: NDArray[np.int64], rng: np.random.Generator) -> Assignment:
-        return _without_sessions(_age(lengths) >= self.keep, Grain.ITEM)
+    def assign(self, histories: History, rng: np.random.Generator) -> Assignment:
+        patches = whole_steps(histories.lengths - _small(self.keep), self.step)  # (B,)
+        return _without_sessions(histories.older() < np.repeat(patches, histories.lengths), Grain.ITEM)
 
 
-@dataclass(frozen=True)
-class SessionPatches:
+@dataclass(frozen=True, repr=False)
+class SessionPatches(_Shown):
     """PFT-S: text for the newest `group` items, item patches for the `group` before, sessions for
     the rest.
 
     Sessions hold `group` items counted from the newest, so the oldest session of n items holds n
     mod group of them when that is not zero. n <= group is all text, n <= 2 * group has no session.
+
+    With `anchor="oldest"` groups are counted from the oldest item instead, so that a session never changes: the last
+    full group and the n mod group items after it are text, the full group before it item patches, each full group
+    before that a session. n < 2 * group is all text, n < 3 * group has no session.
     """
 
     group: int
+    anchor: Anchor = "newest"
 
     def __post_init__(self) -> None:
         check_count("SessionPatches.group", self.group, minimum=1)
+        if self.anchor not in ("newest", "oldest"):
+            raise ValueError(f"SessionPatches.anchor: expected 'newest' or 'oldest', got {self.anchor!r}")
 
-    def assign(self, lengths: NDArray[np.int64], rng: np.random.Generator) -> Assignment:
-        session = _age(lengths) // min(int(self.group), _INT64_MAX)  # (N,) 0 is the newest group
-        grain = np.minimum(session, Grain.SESSION).astype(np.uint8)  # groups 0, 1, 2... -> TEXT, ITEM, SESSION
+    def assign(self, histories: History, rng: np.random.Generator) -> Assignment:
+        group = _small(self.group)
+        if self.anchor == "newest":
+            session = histories.newer() // group  # (N,)
+            back = session
+        else:
+            session = histories.older() // group
+            back = np.repeat(histories.lengths // group - 1, histories.lengths) - session
+        grain = back.clip(Grain.TEXT, Grain.SESSION).astype(np.uint8)  # groups back 0, 1, 2... -> TEXT, ITEM, SESSION
         return Assignment(grain, session)
 
 
@@ -103,7 +133,8 @@ class SessionPatches:
 class RandomItemPatches:
     """Patch pre-training: each item becomes an item patch with probability `p`, independently.
 
-    One uniform number is drawn for each item, in order.
+    One uniform number is drawn for each item, in order; one, too, for an item that several prompts of
+    `Packer.pack_targets` hold, so that they share it.
     """
 
     p: float
@@ -111,15 +142,15 @@ class RandomItemPatches:
     def __post_init__(self) -> None:
         check_number("RandomItemPatches.p", self.p, 0, 1, "a probability")
 
-    def assign(self, lengths: NDArray[np.int64], rng: np.random.Generator) -> Assignment:
-        return _without_sessions(rng.random(int(lengths.sum())) < self.p, Grain.ITEM)
+    def assign(self, histories: History, rng: np.random.Generator) -> Assignment:
+        return _without_sessions(histories.draw(rng) < self.p, Grain.ITEM)
 
 
 @dataclass(frozen=True)
 class Dropout:
     """The ablation: each item is left out with probability `p`, independently; the rest is text.
 
-    One uniform number is drawn for each item, in order.
+    Numbers are drawn as `RandomItemPatches` draws them.
     """
 
     p: float
@@ -127,13 +158,13 @@ class Dropout:
     def __post_init__(self) -> None:
         check_number("Dropout.p", self.p, 0, 1, "a probability")
 
-    def assign(self, lengths: NDArray[np.int64], rng: np.random.Generator) -> Assignment:
-        return _without_sessions(rng.random(int(lengths.sum())) < self.p, Grain.DROPPED)
+    def assign(self, histories: History, rng: np.random.Generator) -> Assignment:
+        return _without_sessions(histories.draw(rng) < self.p, Grain.DROPPED)
 
 
-def _age(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(N,): how many newer items the same user has; 0 for the newest."""
-    return counting(lengths - 1, lengths, step=-1)
+def _small(count: int) -> int:
+    """A number of items that int64 holds, whatever type it has: there are never more."""
+    return min(int(count), _INT64_MAX)
 
 
 def _without_sessions(chosen: NDArray[np.bool_], grain: Grain) -> Assignment:

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..ragged import counting, to_offsets
 from .batch import PackedBatch
-from .csr import counting
-from .csr import offsets as csr_offsets
 
 
 class PromptRows(NamedTuple):
@@ -58,13 +57,13 @@ def without(batch: PackedBatch, rows: list[int]) -> PackedBatch:
     token_at = token_offsets[item_offsets[np.stack([first, ends[1:]])]].astype(np.int64)  # (2, B)
     item_at = item_offsets[np.stack([first, ends[1:]])].astype(np.int64)
     items = counting(item_at[0], item_at[1] - item_at[0])
-    cu_seqlens = csr_offsets(ends[1:] - first)
+    cu_seqlens = to_offsets(ends[1:] - first)
     return replace(
         batch,
         ids=torch.from_numpy(ids[counting(token_at[0], token_at[1] - token_at[0])]),
         offsets=(
-            torch.from_numpy(csr_offsets(np.diff(token_offsets)[items]).astype(np.int32)),
-            torch.from_numpy(csr_offsets(np.diff(item_offsets)[left]).astype(np.int32)),
+            torch.from_numpy(to_offsets(np.diff(token_offsets)[items]).astype(np.int32)),
+            torch.from_numpy(to_offsets(np.diff(item_offsets)[left]).astype(np.int32)),
         ),
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
         max_seqlen=int(np.diff(cu_seqlens).max()),

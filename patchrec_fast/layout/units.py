@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .csr import offsets as csr_offsets
+from ..ragged import to_offsets
+from .history import History
 from .policies import Assignment, Grain, Policy
 
 
@@ -29,28 +30,29 @@ class Units(NamedTuple):
         return touched
 
 
-def units(policy: Policy, lengths: NDArray[np.int64], rng: np.random.Generator) -> Units:
+def units(policy: Policy, histories: History, rng: np.random.Generator) -> Units:
     """Ask the policy, check its answer, and find the units.
 
     Args:
         policy: decides each item's grain and session.
-        lengths: (B,) int64, items of each user.
+        histories: what the policy sees.
         rng: passed to the policy.
 
     Raises:
-        TypeError, ValueError: the policy's answer is not an Assignment of lengths.sum() items.
+        TypeError, ValueError: the policy's answer is not an Assignment of len(histories) items.
     """
-    grain, session = _checked(policy, policy.assign(lengths, rng), int(lengths.sum()))
+    lengths = histories.lengths
+    grain, session = _checked(policy, policy.assign(histories, rng), len(histories))
     dropped = grain == Grain.DROPPED
     kept: NDArray[np.int64] | slice = slice(None)
     if dropped.any():
         kept = np.flatnonzero(~dropped)
         grain, session = grain[kept], session[kept]
-        dropped_before = csr_offsets(dropped)[csr_offsets(lengths)]  # (B + 1,)
+        dropped_before = to_offsets(dropped)[to_offsets(lengths)]  # (B + 1,)
         lengths = lengths - np.diff(dropped_before)
 
     leads = np.zeros(len(grain), bool)
-    leads[csr_offsets(lengths)[:-1][lengths > 0]] = True
+    leads[to_offsets(lengths)[:-1][lengths > 0]] = True
     in_session = grain == Grain.SESSION
     opens = leads | ~in_session
     opens[1:] |= ~in_session[:-1] | (session[1:] != session[:-1])

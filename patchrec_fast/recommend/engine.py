@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .._check import check_count
@@ -26,6 +25,7 @@ from ..hf.kv_cache import Kept, KVCache, Layers, first_rows
 from ..layout import PackedBatch, Packer
 from ..layout.rows import PromptRows, prompt_rows, without
 from ..ops.backends import why_not
+from ..ragged import Ragged
 from .lm_head import LMHead
 from .modes import Autocast, called, ready
 from .scorer import NORMALIZE, Normalize, TokenScorer, closed_nodes
@@ -47,22 +47,17 @@ Answers = tuple[Tensor, ...]
 
 
 class Users(NamedTuple):
-    """Some users: their items and offsets, and the caller's ids of them."""
+    """Some users: their histories, and the caller's ids of them."""
 
-    flat: NDArray[np.int64]
-    offsets: NDArray[np.int64]
+    histories: Ragged
     ids: list[Hashable] | None = None
 
-    @property
-    def histories(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return self.flat, self.offsets
-
     def part(self, first: int, last: int) -> Users:
-        cut = self.offsets[first : last + 1]
-        return Users(self.flat[cut[0] : cut[-1]], cut - cut[0], self.ids and self.ids[first:last])
+        return Users(self.histories.slice(first, last), self.ids and self.ids[first:last])
 
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
+    @property
+    def number(self) -> int:
+        return len(self.histories.offsets) - 1
 
 
 class Run:
@@ -129,15 +124,17 @@ class Run:
         self.rows, self.rows_read, self.seconds = 0, 0, dict.fromkeys(PARTS, 0.0)
         parts = []
         if self._exclude_seen:
-            self._make_closable(min(batch_size, len(users)))
+            self._make_closable(min(batch_size, users.number))
         with ready(self._model):
-            waiting = [users.part(a, min(a + batch_size, len(users))) for a in range(0, len(users), batch_size)][::-1]
+            waiting = [users.part(a, min(a + batch_size, users.number)) for a in range(0, users.number, batch_size)][
+                ::-1
+            ]
             while waiting:
                 batch = waiting.pop()
                 made = self._attempt(batch, decode)
                 if made is None:
-                    half = len(batch) // 2
-                    waiting += [batch.part(half, len(batch)), batch.part(0, half)]
+                    half = batch.number // 2
+                    waiting += [batch.part(half, batch.number), batch.part(0, half)]
                 else:
                     parts.append(made)
         return parts
@@ -147,17 +144,17 @@ class Run:
         try:
             return self._one(batch, decode)
         except torch.OutOfMemoryError:
-            if len(batch) == 1:
+            if batch.number == 1:
                 raise
         self._static = None  # made for as many users
         gc.collect()  # the failed attempt's tensors may hang in reference cycles
         torch.cuda.empty_cache()
-        warnings.warn(f"{len(batch)} users at once do not fit into memory; halving the batch", stacklevel=5)
+        warnings.warn(f"{batch.number} users at once do not fit into memory; halving the batch", stacklevel=5)
         return None
 
     def _one(self, batch: Users, decode: Callable[[DecodeState], Answers]) -> tuple[Answers, Tensor]:
         with self._part("pack"):
-            packed = self._packer.pack(batch.histories, seed=0, prefixes=len(batch))
+            packed = self._packer.pack(batch.histories, seed=0, prefixes=batch.number)
             rows = prompt_rows(packed)
             known = self._known(batch, rows)
             packed = without(packed, [part.rows for part in known])
@@ -176,7 +173,7 @@ class Run:
 
     def _known(self, batch: Users, prompts: list[PromptRows]) -> list[Known]:
         """The rows that each prompt begins with and that need not be read: all but one, at most."""
-        prefix, found = len(self._packer.prompt.prefix), [Known(0, None)] * len(batch)
+        prefix, found = len(self._packer.prompt.prefix), [Known(0, None)] * batch.number
         for place, prompt in enumerate(prompts):
             kept = None
             if self._cache is not None and batch.ids is not None:
@@ -190,7 +187,7 @@ class Run:
         if self._prefix is not None:
             shared = Known(prefix, self._prefix)
             return [shared if known.layers is None else known for known in found]
-        return [found[0], *[Known(prefix, None)] * (len(batch) - 1)]
+        return [found[0], *[Known(prefix, None)] * (batch.number - 1)]
 
     def _keep(self, batch: Users, prompts: list[PromptRows], tree: PromptCache) -> None:
         """What the next batch and the next call need not read."""
@@ -238,13 +235,13 @@ class Run:
         """Closes the nodes under which a user has seen all."""
         if self._scorer.closed is None:
             return
-        user = np.repeat(np.arange(len(batch)), np.diff(batch.offsets))
-        seen = np.unique(np.stack([user, batch.flat]), axis=1)  # an item watched twice is one
+        user = np.repeat(np.arange(batch.number), np.diff(batch.histories.offsets))
+        seen = np.unique(np.stack([user, batch.histories.values]), axis=1)  # an item watched twice is one
         pair, count = np.unique(np.stack([seen[0], self._host_trie.leaf_of(seen[1])]), axis=1, return_counts=True)
         user, leaf = torch.from_numpy(pair).to(self._device)
         everything = self._trie.item_first[leaf + 1] - self._trie.item_first[leaf]
         seen_all = torch.from_numpy(count).to(self._device) == everything
-        self._scorer.closed[: len(batch)] = closed_nodes(self._trie, len(batch), user[seen_all], leaf[seen_all])
+        self._scorer.closed[: batch.number] = closed_nodes(self._trie, batch.number, user[seen_all], leaf[seen_all])
 
     @contextmanager
     def _part(self, name: str) -> Iterator[None]:

@@ -20,6 +20,7 @@ from ..hf.lock import exclusive
 from ..hf.modules import unwrapped
 from ..layout import Packer
 from ..layout.histories import Histories, flatten, integers
+from ..ragged import Ragged
 from . import trie_files
 from .engine import Run, Users
 from .lm_head import LMHead
@@ -166,18 +167,18 @@ class Recommender:
 
     def _users(self, histories: Histories, users: Sequence[Hashable] | NDArray[Any] | None) -> Users:
         """The histories and the ids of users, checked."""
-        flat, offsets = flatten(histories)
+        flat = Ragged(*flatten(histories))
         if users is None:
-            return Users(flat, offsets)
+            return Users(flat)
         ids = users.tolist() if isinstance(users, np.ndarray | Tensor) else list(users)
-        if len(ids) != len(offsets) - 1:
-            raise ValueError(f"users: got {len(ids)} for {len(offsets) - 1} histories, expected one a history")
+        if len(ids) != len(flat.lengths):
+            raise ValueError(f"users: got {len(ids)} for {len(flat.lengths)} histories, expected one a history")
         for each in ids:
             if not isinstance(each, Hashable):
                 raise TypeError(f"users: expected ids such as numbers or strings, got {each!r}")
         if self._cache is None:
             raise ValueError("users: nobody keeps what they have read; call inside `with rec.engine(KVCache(...))`")
-        return Users(flat, offsets, ids)
+        return Users(flat, ids)
 
     def recommend(
         self,
@@ -305,12 +306,12 @@ class Recommender:
             TypeError, ValueError: as `recommend`; another number of items than of histories.
         """
         wanted = integers("items", items)
-        batch = Users(*flatten(histories))
-        if len(wanted) != len(batch):
-            raise ValueError(f"items: got {len(wanted)} for {len(batch)} histories, expected one a history")
+        given = Ragged(*flatten(histories))
+        if len(wanted) != (count := len(given.lengths)):
+            raise ValueError(f"items: got {len(wanted)} for {count} histories, expected one a history")
         place = self.packer.catalogue.index(wanted)
         _, one_each = np.unique(self.trie.leaf_of(self.packer.catalogue.item_ids), return_index=True)
-        table = self.scores(batch.histories, **options)
+        table = self.scores(given, **options)
         return (table[:, one_each] >= table[np.arange(len(table)), place][:, None]).sum(1)
 
 

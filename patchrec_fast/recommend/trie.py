@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..layout import Catalogue
-from ..layout.csr import offsets as csr_offsets
 from ..layout.histories import integers
+from ..ragged import to_offsets
 
 _TOKEN_BITS = 32  # a node's key is its parent above its token
 _TOKEN_MASK = (1 << _TOKEN_BITS) - 1
@@ -72,7 +72,7 @@ class Trie:
             unique, place = np.unique(node[going] << _TOKEN_BITS | token, return_inverse=True)
             node[going] = place  # in its level
             keys.append(unique)
-        leaf = node + csr_offsets(np.array([1, *map(len, keys)]))[lengths + 1]
+        leaf = node + to_offsets(np.array([1, *map(len, keys)]))[lengths + 1]
         return _assemble(end, keys, leaf, catalogue.item_ids)
 
     def check(self) -> None:
@@ -167,7 +167,7 @@ class Trie:
         """(N,) int64: the place of a node's token in `used`; 0 for the root."""
         return torch.searchsorted(self.used, self.token)
 
-    def first_items(self, leaf: ArrayLike, seen: tuple[Array, Array] | None = None) -> Array:
+    def first_items(self, leaf: ArrayLike, seen: tuple[Array, NDArray[np.integer]] | None = None) -> Array:
         """The first item of each leaf, -1 where `leaf` is negative; any shape, int64.
 
         Args:
@@ -264,7 +264,7 @@ def _merged(a: Trie, b: Trie) -> Trie:
         keys.append(np.insert(key_a, np.searchsorted(key_a, new), new))
         to_a.append(np.arange(len(key_a)) + np.searchsorted(new, key_a))
         to_b.append(np.searchsorted(keys[-1], key_b))
-    levels = csr_offsets(np.array([1, *map(len, keys)]))
+    levels = to_offsets(np.array([1, *map(len, keys)]))
     leaf = [
         np.concatenate([place + base for place, base in zip(to, levels, strict=False)])[trie.leaves_of_items()]
         for to, trie in ((to_a, a), (to_b, b))
@@ -295,7 +295,7 @@ def _under(key: Array, place: Array) -> Array:
 
 def _assemble(end: int, keys: list[Array], leaf: Array, item_ids: Array) -> Trie:
     """A trie from each level's sorted keys (place of the parent in its level, token) and each item's leaf."""
-    levels = csr_offsets(np.array([1, *map(len, keys)]))  # (depth + 2,)
+    levels = to_offsets(np.array([1, *map(len, keys)]))  # (depth + 2,)
     key = np.concatenate([np.empty(0, np.int64), *keys])
     above = np.repeat(levels[:-2], [len(level) for level in keys])  # where the parent's level begins
     parent = np.concatenate([[0], above + (key >> _TOKEN_BITS)])
@@ -303,11 +303,11 @@ def _assemble(end: int, keys: list[Array], leaf: Array, item_ids: Array) -> Trie
     nodes = len(token)
     order = np.argsort(leaf, kind="stable")
     arrays = {
-        "first": 1 + csr_offsets(np.bincount(parent[1:], minlength=nodes)),
+        "first": 1 + to_offsets(np.bincount(parent[1:], minlength=nodes)),
         "token": token,
         "parent": parent,
         "items": item_ids[order],
-        "item_first": csr_offsets(np.bincount(leaf, minlength=nodes)),
+        "item_first": to_offsets(np.bincount(leaf, minlength=nodes)),
     }
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return Trie(end, levels=tuple(levels.tolist()), **tensors)

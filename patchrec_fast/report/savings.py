@@ -12,8 +12,7 @@ from ..data import Dataset
 from ..evaluation import measure_compression
 from ..layout import Catalogue, ItemPatches, Packer, Policy, Prompt, SessionPatches
 from ..layout.config import INSTRUCTION
-from ..layout.csr import counting
-from ..layout.csr import offsets as csr_offsets
+from ..ragged import Ragged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,8 +46,7 @@ def by_length(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Iterator[
     group = np.searchsorted(ENDS, lengths)
     for number in np.unique(group):
         chosen = np.flatnonzero(group == number)
-        flat = dataset.items[counting(dataset.offsets[chosen], lengths[chosen])]
-        histories = (flat, csr_offsets(lengths[chosen]))
+        histories = Ragged(dataset.items, dataset.offsets).take(chosen)
         counted = {name: measure_compression(packer, histories) for name, packer in packers.items()}
         text = next(iter(counted.values())).text_rows
         rows = {TEXT: text, **{name: found.rows for name, found in counted.items()}}

@@ -13,6 +13,8 @@ Nothing is dropped, padded or repeated, except where the samples cannot be dealt
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ragged import to_offsets
+
 
 def split_by_count(samples: int, parts: int, most: int) -> NDArray[np.int64]:
     """Steps of nearly equal numbers of samples, as few as there can be.
@@ -43,7 +45,7 @@ def split_by_rows(rows: NDArray[np.int64], parts: int, most: int) -> NDArray[np.
         (steps + 1,) int64, where each step starts, and the end: S, or less where even one sample a micro-batch is
         too many for the samples that are left.
     """
-    total = np.concatenate([[0], np.cumsum(rows)])
+    total = to_offsets(rows)
     starts = [0]
     while (start := starts[-1]) < len(rows):
         size = int(np.searchsorted(total, total[start] + parts * most, side="right")) - 1 - start

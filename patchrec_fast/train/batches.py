@@ -20,8 +20,8 @@ from torch.utils.data import Dataset
 from .._check import check_count
 from ..data import Samples
 from ..layout import Assignment, Packer, Policy, Text
-from ..layout.csr import counting
-from ..layout.csr import offsets as csr_offsets
+from ..layout.history import History
+from ..ragged import Ragged, to_offsets
 from .balance import balanced, split_by_count, split_by_rows
 from .stages import Stage
 
@@ -129,7 +129,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         self.left_out = epochs * len(lengths) - sum(map(len, dealt))
         self.optimizer_steps = len(dealt) if steps is None else steps
         self._order = np.concatenate(dealt[:steps])
-        self._starts = csr_offsets(np.concatenate(counts[:steps]))  # (len(self) + 1,)
+        self._starts = to_offsets(np.concatenate(counts[:steps]))  # (len(self) + 1,)
 
     def __len__(self) -> int:
         """Micro-batches of all processes and epochs, a multiple of world_size * accumulation."""
@@ -187,7 +187,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
     def _lengths(self) -> tuple[NDArray[np.int64], int]:
         """(S,) the rows of each sample, twin included, a bound where patches are random; those a batch adds once."""
         packer = _with_policy(self.packer, self.stage.final if self.evaluation else self.stage.longest)
-        packer.plan = packer.share_prefix = False
+        packer.plan = packer.share_prefix = packer.share = False
         once = len(packer.prompt.prefix) if self.packer.share_prefix else 0
         count = len(self.samples.targets)
         parts = (np.arange(first, min(first + _SAMPLES_AT_ONCE, count)) for first in range(0, count, _SAMPLES_AT_ONCE))
@@ -202,8 +202,9 @@ class _Twin:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
 
-    def assign(self, lengths: NDArray[np.int64], rng: np.random.Generator) -> Assignment:
-        first, second = np.split(lengths, 2)
+    def assign(self, histories: History, rng: np.random.Generator) -> Assignment:
+        count = len(histories.lengths)
+        first, second = histories.slice(0, count // 2), histories.slice(count // 2, count)
         one, other = self.policy.assign(first, rng), Text().assign(second, rng)
         return Assignment(np.concatenate([one.grain, other.grain]), np.concatenate([one.session, other.session]))
 
@@ -239,10 +240,7 @@ def _with_policy(packer: Packer, policy: Policy) -> Packer:
     return other
 
 
-def take(
-    samples: Samples, places: NDArray[np.int64]
-) -> tuple[tuple[NDArray[np.int32], NDArray[np.int64]], NDArray[np.int32]]:
-    """The histories and targets at `places`."""
-    flat, offsets = samples.histories
-    lengths = offsets[places + 1] - offsets[places]
-    return (flat[counting(offsets[places], lengths)], csr_offsets(lengths)), samples.targets[places]
+def take(samples: Samples, places: NDArray[np.int64]) -> Samples:
+    """The samples at `places`."""
+    flat, offsets = Ragged(*samples.histories).take(places)
+    return Samples((flat, offsets.astype(np.int64, copy=False)), samples.targets[places])

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, _json
+from .. import _json
 from .._files import write
-from ..evaluation.fingerprint import differences
+from .._version import __version__
+from ..models.fingerprint import differences
 from .recipes import Recipe
 
 RECIPE, RUN, RESULT = "recipe.toml", "run.json", "result.json"

@@ -26,11 +26,11 @@ from .. import _json
 from .._files import write
 from .._lock import only_one
 from ..data import Dataset
-from ..evaluation import fingerprint
 from ..hf import Attachment, attach
 from ..hf.attention import KERNELS
 from ..layout import Packer
 from ..layout.config import PromptConfig
+from ..models import fingerprint
 from .arguments import trainer_arguments
 from .batches import MicroBatches
 from .folder import RECIPE, RESULT, check_new, check_recipe, check_same, load_result, load_run, start

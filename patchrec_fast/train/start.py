@@ -40,7 +40,7 @@ def some(samples: Samples, limit: int | None) -> Samples:
         raise ValueError(f"limit: expected at least 1, got {limit}")
     if limit is None or limit >= count:
         return samples
-    return Samples(*take(samples, np.arange(limit) * count // limit))
+    return take(samples, np.arange(limit) * count // limit)
 
 
 def open_model(

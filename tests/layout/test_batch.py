@@ -32,12 +32,13 @@ def samples(sample):
 
 
 def tensors(batch):
-    parts = batch.ids, *batch.offsets, batch.cu_seqlens, batch.position_ids, batch.labels
+    parts = [batch.ids, *batch.offsets, batch.segments.cu_seqlens, batch.position_ids, batch.labels]
+    parts += [batch.parent, batch.visible, batch.leaves, batch.supervised_rows, batch.targets]
     return [part for part in parts if part is not None]
 
 
 def same(a, b):
-    assert a.max_seqlen == b.max_seqlen
+    assert a.most_rows == b.most_rows
     assert len(tensors(a)) == len(tensors(b))
     return all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
 
@@ -83,7 +84,7 @@ def test_memory(sample, samples):
     batch = Collate(Packer(sample.catalogue, sample.prompt, SessionPatches(5)))(samples)
     assert all(part.is_contiguous() for part in tensors(batch))
     assert all(part.data_ptr() % 16 == 0 for part in tensors(batch))
-    assert len({part.data_ptr() for part in tensors(batch)}) == 6
+    assert len({part.data_ptr() for part in tensors(batch)}) == 9
 
 
 @pytest.mark.parametrize("targets", [True, False])
@@ -91,12 +92,22 @@ def test_to_moves_everything(sample, samples, targets):
     packer = Packer(sample.catalogue, sample.prompt, SessionPatches(5))
     batch = packer.pack([samples[0][0]], [samples[0][1]] if targets else None)
     moved = batch.to("meta", non_blocking=True)
-    assert len(tensors(moved)) == (6 if targets else 5)
+    assert len(tensors(moved)) == (9 if targets else 6)
     assert all(part.device.type == "meta" for part in tensors(moved))
     assert all(part.device.type == "cpu" for part in tensors(batch))
     assert moved.max_seqlen == batch.max_seqlen
     assert len(moved) == 1
     assert same(batch.to("cpu"), batch)
+
+
+def test_a_tree_moves_whole(sample, samples):
+    packer = Packer(sample.catalogue, sample.prompt, SessionPatches(5), share=True)
+    batch = Collate(packer)(samples[:3])
+    assert len(tensors(batch)) == 11
+    assert same(batch.to("cpu"), batch)
+    assert same(pickle.loads(pickle.dumps(batch)), batch)
+    assert {part.device.type for part in tensors(batch.to("meta"))} == {"meta"}
+    assert batch.to("meta").longest == batch.longest == int(batch.position_ids.max()) + 1
 
 
 def test_pin_memory_pins_everything(sample, samples, monkeypatch):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from patchrec_fast.layout import (
     Dropout,
     Grain,
+    History,
     ItemPatches,
     Policy,
     RandomItemPatches,
@@ -18,10 +19,11 @@ from patchrec_fast.layout import (
 
 T, I, S, D = Grain.TEXT, Grain.ITEM, Grain.SESSION, Grain.DROPPED  # noqa: E741
 ALL = [Text(), ItemPatches(2), SessionPatches(3), RandomItemPatches(0.5), Dropout(0.5)]
+ALL += [ItemPatches(2, step=3), SessionPatches(3, anchor="oldest")]
 
 
 def assign(policy, *lengths, seed=0):
-    return policy.assign(np.array(lengths, np.int64), np.random.default_rng(seed))
+    return policy.assign(History.of(np.array(lengths, np.int64)), np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,10 @@ def assign(policy, *lengths, seed=0):
         (SessionPatches(2), (5,), [S, I, I, T, T]),
         (SessionPatches(2), (7, 2), [S, S, S, I, I, T, T, T, T]),
         (SessionPatches(1), (4,), [S, S, I, T]),
+        (ItemPatches(2, step=3), (1, 4, 5, 8), [T] + [T] * 4 + [I, I, I, T, T] + [I] * 6 + [T, T]),
+        (SessionPatches(2, anchor="oldest"), (1, 3, 4), [T] + [T] * 3 + [I, I, T, T]),
+        (SessionPatches(2, anchor="oldest"), (5, 6, 7), [I, I, T, T, T, S, S, I, I, T, T, S, S, I, I, T, T, T]),
+        (SessionPatches(1, anchor="oldest"), (4,), [S, S, I, T]),
     ],
 )
 def test_grains(policy, lengths, grains):
@@ -65,7 +71,7 @@ def test_contract(policy):
     assert session.dtype == np.int64
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.sampled_from(ALL[:3]))
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.sampled_from([*ALL[:3], *ALL[5:]]))
 def test_users_do_not_influence_each_other(lengths, policy):
     together = assign(policy, *lengths)
     alone = [assign(policy, n) for n in lengths]
@@ -120,6 +126,8 @@ def test_far_more_than_there_are(size):
     [
         (ItemPatches, -1, ValueError, r"ItemPatches\.keep: expected at least 0, got -1"),
         (ItemPatches, 5.0, TypeError, r"ItemPatches\.keep: expected an int"),
+        (lambda n: ItemPatches(2, step=n), 0, ValueError, r"ItemPatches\.step: expected at least 1, got 0"),
+        (lambda name: SessionPatches(2, name), "old", ValueError, r"SessionPatches\.anchor: expected 'newest' or"),
         (SessionPatches, 0, ValueError, r"SessionPatches\.group: expected at least 1, got 0"),
         (SessionPatches, True, TypeError, r"SessionPatches\.group: expected an int"),
     ],
@@ -127,3 +135,28 @@ def test_far_more_than_there_are(size):
 def test_bad_parameters(make, bad, error, message):
     with pytest.raises(error, match=message):
         make(bad)
+
+
+def test_repr_leaves_out_defaults():
+    assert repr(ItemPatches(2)) == "ItemPatches(keep=2)"
+    assert repr(ItemPatches(2, step=3)) == "ItemPatches(keep=2, step=3)"
+    assert repr(SessionPatches(5, anchor="oldest")) == "SessionPatches(group=5, anchor='oldest')"
+
+
+@pytest.mark.parametrize("size", range(1, 6))
+def test_appending_keeps_all_but_the_newest_part(size):
+    """While no group closes and no step is full, every old item stays what it was; where one is, all but two groups."""
+    sessions, items = SessionPatches(size, anchor="oldest"), ItemPatches(size, step=3)
+    for n in range(1, 60):
+        for policy, step, back in ((sessions, size, 2 * size), (items, 3, size + 3)):
+            (grain, session), after = assign(policy, n), assign(policy, n + 1)
+            full = (n + 1 - size * (policy is items)) % step == 0
+            stays = max(0, n + 1 - back - step * (policy is sessions)) if full else n
+            assert grain[:stays].tolist() == after.grain[:stays].tolist()
+            assert session[:stays].tolist() == after.session[:stays].tolist()
+
+
+def test_one_draw_for_an_item_in_several_histories():
+    positions = np.array([0, 1, 2, 0, 1, 2, 3, 5])
+    found = RandomItemPatches(0.5).assign(History(np.array([3, 4, 1]), positions, 6), np.random.default_rng(1)).grain
+    assert found.tolist() == assign(RandomItemPatches(0.5), 6, seed=1).grain[positions].tolist()

@@ -4,7 +4,7 @@
 import numpy as np
 
 import patchrec_fast as pf
-from patchrec_fast.layout.csr import offsets as csr_offsets
+from patchrec_fast.ragged import to_offsets
 
 
 def catalogue_of(titles):
@@ -12,7 +12,7 @@ def catalogue_of(titles):
     tokens = [np.asarray(title, np.int32) for title in titles.values()]
     return pf.Catalogue(
         token_ids=np.concatenate(tokens),
-        offsets=csr_offsets(np.array([len(title) for title in tokens])).astype(np.int32),
+        offsets=to_offsets(np.array([len(title) for title in tokens])).astype(np.int32),
         item_ids=np.array(list(titles), np.int64),
         titles=[str(title) for title in titles.values()],
     )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import patchrec_fast as pf
-from patchrec_fast.evaluation import fingerprint
+from patchrec_fast.models import fingerprint
 
 transformers = pytest.importorskip("transformers")
 
