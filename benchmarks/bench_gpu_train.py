@@ -74,7 +74,7 @@ def measure(
 ) -> list[Row]:
     """A row for each trainer that fits the memory."""
     made = [batch.to(device) for batch in batches(source, POLICIES[stage], users, COUNT)]
-    shared = batches(source, POLICIES[stage], users, COUNT, share_prefix=True, plan=device == "cuda")
+    shared = batches(source, POLICIES[stage], users, COUNT, share=True, plan=device == "cuda")
     shared = [batch.to(device) for batch in shared]
     timed = calls(model, made, shared, [each for each in TRAINERS if each.name != LOOP])
     peaks = {name: peak_gigabytes(call, device) for name, call in timed.items()}

@@ -140,7 +140,7 @@ def check(source: Source, policy: Policy) -> None:
     """Losses and gradients of all trainers agree on a small model; else no time is taken."""
     model = GATE.build()
     expected: tuple[torch.Tensor, dict[str, torch.Tensor]] | None = None
-    both = (batches(source, policy, 2, 1, share_prefix=share) for share in (False, True))
+    both = (batches(source, policy, 2, 1, share=share) for share in (False, True))
     for name, call in calls(model, *both, list(TRAINERS)).items():
         own, loss = call(0)
         found = {key: weight.grad.clone() for key, weight in own.named_parameters()}
@@ -166,11 +166,11 @@ def test_train(
     check(source, policy)
     trainers = [each for each in TRAINERS if each.attached or (each.name == LOOP) == (against == "loop")]
     users = 2 if settings.quick else FEWER_USERS.get((model, stage, against), USERS)
-    packed, shared = (batches(source, policy, users, BATCHES, share_prefix=share) for share in (False, True))
+    packed, shared = (batches(source, policy, users, BATCHES, share=share) for share in (False, True))
     built = MODELS[model].build()
     timed = calls(built, packed, shared, trainers)
     if against == "stock":
-        packer = Packer(source.catalogue, source.prompt, policy, ITEMS, share_prefix=True)
+        packer = Packer(source.catalogue, source.prompt, policy, ITEMS, share=True)
         timed |= parts(built, packer, long_users(source, users, 1)[0])
     peaks: dict[str, float] = {}
     if against == "loop":

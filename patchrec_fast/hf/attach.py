@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .._ranges import named
 from ..layout.batch import PackedBatch
+from ..ops.attention import Segments
 from ..ops.compress import Plan, compress
 from . import attention as kernels
 from . import check, configured, last_layer, masks, supervised
@@ -28,7 +29,18 @@ from .positions import check_length
 
 _LAYERS = {"full_attention", "sliding_attention"}
 _CLASHES = ("input_ids", "inputs_embeds", "attention_mask", "past_key_values")
-_FIELDS = ("ids", "token_offsets", "item_offsets", "plan", "max_id", "supervised_rows", "headless", "longest")
+_FIELDS = (
+    "ids",
+    "token_offsets",
+    "item_offsets",
+    "plan",
+    "max_id",
+    "supervised_rows",
+    "supervised_labels",
+    "distinct_rows",
+    "absent",
+    "longest",
+)
 
 
 class Attachment:
@@ -287,8 +299,14 @@ def _read_batch(
         if model in _unchecked:
             _unchecked.discard(model)
             _check_now(model)
-    if kwargs.get("headless") and kwargs.get("tree") is None:
-        _check_shared(model, kwargs)
+    if kwargs.get("segments") is not None:
+        _check_attention(model)
+        kwargs = {**kwargs, "segments": Segments(kwargs["cu_seq_lens_q"], *kwargs["segments"])}
+    elif kwargs.get("absent") and kwargs.get("tree") is None:
+        raise ValueError(
+            f"{kwargs['absent']} rows of the packed batch's prompts are not in it, and no cache has kept them; pack it "
+            "whole"
+        )
     embedding = _embedding_of(model)
     _check_vocabulary(model, embedding, kwargs.get("max_id"))
     ids, offsets = kwargs["ids"], (kwargs["token_offsets"], kwargs["item_offsets"])
@@ -302,7 +320,7 @@ def _read_batch(
     kept = supervised.on_supervised_rows(kwargs)
     packed.update(kept, inputs_embeds=rows, use_cache=False)
     if kept or not torch.is_grad_enabled():  # a row that a caller names twice would get its gradient twice
-        packed.update(last_layer.kept_rows(model, packed))
+        packed.update(last_layer.kept_rows(model, packed, kwargs.get("distinct_rows")))
     return (), packed
 
 
@@ -339,19 +357,14 @@ def _check_now(model: Any) -> None:
         check.compare(model, check.alone(model, call), checked, call)
 
 
-def _check_shared(model: Any, kwargs: dict[str, Any]) -> None:
-    """That users without the rows before the history see the first user's."""
-    headless, attention = kwargs["headless"], model.config._attn_implementation
-    if kwargs.get("key_rows") is None:
-        raise ValueError(
-            f"all {headless} users of the packed batch are without the rows before the history "
-            "(Packer.pack(prefixes=0)), which only Recommender has kept; pack it without prefixes"
-        )
+def _check_attention(model: Any) -> None:
+    """That the model's attention is ours, for a batch whose prompts share rows."""
+    attention = model.config._attn_implementation
     if not masks.is_ours(attention):
         ours = ", ".join(map(repr, ("auto", *kernels.KERNELS)))
         raise ValueError(
-            f"{headless} users of the packed batch share the first one's rows before the history, which attention "
-            f"{attention!r} does not compute; attach with {ours}, or pack without share_prefix"
+            f"prompts of the packed batch share rows, which attention {attention!r} does not compute; attach with "
+            f"{ours}, or pack with share=False"
         )
 
 

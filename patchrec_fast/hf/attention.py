@@ -23,11 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.attention import segment_attention
 from ..ops.attention.varlen import varlen_attention
 from .masks import NAME, check_mask, unpacked_mask, watched
-from .shared_prefix import seen
 
 KERNELS = ("varlen", "fa2", "masked")
+_SEGMENT_IMPLS = {"auto": "auto", "masked": "reference"}
 
 
 def register() -> None:
@@ -77,8 +78,8 @@ def attend(
         kernel: one of KERNELS, or "auto".
         kwargs: the model's other arguments; `cu_seq_lens_q` (B + 1,) int32 and `max_length_q` make a packed call;
             a `tree` (`patchrec_fast.hf.cache.TreeCache`) keeps a packed call's keys and values, and serves the others;
-            `cu_seq_lens_k` and `max_length_k` count what it puts before the rows of a packed call too. So they do for
-            `key_rows`, the three index tensors of `patchrec_fast.hf.shared_prefix.seen`.
+            `cu_seq_lens_k` and `max_length_k` count what it puts before the rows of a packed call too. `segments`, the
+            forest of a packed call some of whose segments have parents, goes to `segment_attention`.
 
     Raises:
         ValueError: what no path here computes (attention sinks; packed rows with a cache, a position bias, a mask of
@@ -123,8 +124,11 @@ def attend(
     q, k, v = (x[0].transpose(0, 1) for x in _one_dtype(query, key, value))  # (R, H, D)
     if tree is not None:
         k, v = tree.keep(module.layer_idx, k, v)
-    elif kwargs.get("key_rows") is not None:
-        k, v = seen(k, *kwargs["key_rows"]), seen(v, *kwargs["key_rows"])
+    elif kwargs.get("segments") is not None:
+        impl = _segment_impl(kernel, query.device.type, dropout)
+        segments = kwargs["segments"]
+        out = segment_attention(q, k, v, segments, scale=scaling, window=sliding_window, softcap=softcap, impl=impl)
+        return out.unsqueeze(0), None
     out = packed_attention(
         q,
         k,
@@ -140,6 +144,23 @@ def attend(
         max_seqlen_k=kwargs.get("max_length_k"),
     )
     return out.unsqueeze(0), None
+
+
+def _segment_impl(kernel: str, device_type: str, dropout: float) -> str:
+    """The implementation of `segment_attention` that a kernel's name stands for."""
+    if dropout > 0:
+        raise RuntimeError(
+            "rows that several prompts share are attended to without dropout of attention weights; set the model's "
+            "attention_dropout to 0, or pack with share=False"
+        )
+    if kernel == "varlen" and device_type == "cpu":
+        return "cpu"
+    if kernel not in _SEGMENT_IMPLS:
+        raise RuntimeError(
+            f"attention={kernel!r} cannot serve a batch whose prompts share rows; attach with 'auto' or 'masked', or "
+            "pack with share=False"
+        )
+    return _SEGMENT_IMPLS[kernel]
 
 
 def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

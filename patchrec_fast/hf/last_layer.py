@@ -45,12 +45,13 @@ def install(model: Any, undo: ExitStack) -> None:
     undo.callback(restore, layer, layer.forward)
 
 
-def kept_rows(model: Any, packed: dict[str, Any]) -> dict[str, Tensor]:
+def kept_rows(model: Any, packed: dict[str, Any], distinct: Tensor | None = None) -> dict[str, Tensor]:
     """What to add to a packed call so that the last MLP sees the rows of `logits_to_keep` alone.
 
     Args:
         model: as given to `install`.
         packed: the call's arguments; `inputs_embeds` (1, R, d).
+        distinct: the rows of `logits_to_keep` once each, where they may come several times.
 
     Returns:
         `kept_rows` (N,); nothing where the last layer has no forward of ours, where `logits_to_keep` is no index tensor
@@ -60,6 +61,7 @@ def kept_rows(model: Any, packed: dict[str, Any]) -> dict[str, Tensor]:
     rows = packed.get("logits_to_keep")
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
         return {}
+    rows = rows if distinct is None else distinct
     if 4 * rows.shape[0] > 3 * packed["inputs_embeds"].shape[1]:
         return {}
     inner = inner_of(model)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 NAME = "patchrec_varlen"
 # What makes a call packed, by its names among the model's keyword arguments.
-_PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "key_rows", "tree")
+_PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "segments", "tree")
 
 # Set while `check` tries a model: the masks of its plain calls say which window they have.
 checking: ContextVar[bool] = ContextVar("checking", default=False)

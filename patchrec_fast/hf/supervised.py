@@ -37,16 +37,25 @@ def on_supervised_rows(kwargs: dict[str, Any]) -> dict[str, Any]:
     Args:
         kwargs: the call's: `labels` (1, R) int64, not shifted, -100 where unsupervised; and `supervised_rows`
             (N,) int64, the rows whose successor is supervised, which `PackedBatch.model_inputs` finds on the host
-            (finding them here waits for a GPU).
+            (finding them here waits for a GPU). Where prompts share rows also `supervised_labels` (1, N): of an
+            answer that begins a segment, the row before it is not the one before its label.
 
     Returns:
         `logits_to_keep` (N,) and `shift_labels` (1, N); nothing where there are no labels or where the caller owns
         the loss (TRL's `fused_lm_head`, or `shift_labels` or `logits_to_keep` given).
     """
     labels: Tensor | None = kwargs.get("labels")
-    if labels is None or any(name in kwargs for name in _LOSS_HAS_AN_OWNER):
+    owner = next((name for name in _LOSS_HAS_AN_OWNER if name in kwargs), None)
+    rows, targets = kwargs.get("supervised_rows"), kwargs.get("supervised_labels")
+    if targets is not None and (owner is not None or rows is None):
+        raise ValueError(
+            f"{owner or 'supervised_rows'}: the loss of a packed batch whose prompts share rows is left to the model's "
+            "own, for its labels are not one row behind; pack with share=False for another loss"
+        )
+    if labels is None or owner is not None:
         return {}
-    rows = kwargs.get("supervised_rows")
+    if targets is not None and rows is not None:
+        return {"logits_to_keep": rows, "shift_labels": targets}
     if rows is None:
         rows = supervised_rows(labels[0])
     return {"logits_to_keep": rows, "shift_labels": labels[:, rows + 1]}

@@ -31,13 +31,12 @@ class PackedBatch:
             prompts share rows, which are no whole prompts there. `prompts` gives these, `segments` what is in the
             batch.
         max_seqlen: the most rows of a user; the same error, and `most_rows`.
-        position_ids: (R,) int64, rows counted from 0 for each user; from the length of the prefix for users who were
-            packed without it (`Packer.pack`).
+        position_ids: (R,) int64, each row's place in its prompt, from 0.
         labels: (R,) int64, the row's own token where it is supervised and -100 elsewhere (not
             shifted: the loss shifts); None without targets.
         plan: what `Packer(..., plan=True)` prepared for the compress op, else None.
-        headless: how many users, the last ones, are without the prefix.
-        prefix: how many rows the prefix has.
+        absent: how many rows of the prompts, their first ones, are not in the batch (`layout.rows.without`): only who
+            has kept their keys and values can read it.
         parent, visible: (S,) int32, the tree of `segments`; None where every prompt is a segment of its own.
         leaves: (B,) int64, the segment at whose end each prompt ends.
         supervised_rows, targets: (N,) int64, the rows whose logits are learnt, and what: for each token of each
@@ -53,8 +52,7 @@ class PackedBatch:
     position_ids: Tensor
     labels: Tensor | None = None
     plan: Plan | None = None
-    headless: int = 0
-    prefix: int = 0
+    absent: int = 0
     parent: Tensor | None = None
     visible: Tensor | None = None
     leaves: Tensor | None = None
@@ -72,18 +70,18 @@ class PackedBatch:
                 f"PackedBatch({len(self)} prompts in {len(self.parent)} segments, {len(self.position_ids)} rows, "
                 f"{len(self.ids)} tokens)"
             )
-        shared = f", {self.headless} of them without the prefix" if self.headless else ""
-        return f"PackedBatch({len(self)} users{shared}, {len(self.position_ids)} rows, {len(self.ids)} tokens)"
+        absent = f" and {self.absent} absent" if self.absent else ""
+        return f"PackedBatch({len(self)} prompts, {len(self.position_ids)} rows{absent}, {len(self.ids)} tokens)"
 
     @property
     def segments(self) -> Segments:
         """The runs of rows and who sees which: a tree, or a root for each prompt.
 
         Raises:
-            ValueError: users without the prefix, whose rows are no segments.
+            ValueError: rows are absent.
         """
-        if self.headless:
-            raise ValueError(f"segments: {_headless(self)}")
+        if self.absent:
+            raise ValueError(f"segments: {_absent(self)}")
         bounds, parent, visible = self._bounds, self.parent, self.visible
         if parent is None or visible is None:
             parent = torch.full_like(bounds[1:], -1)
@@ -117,22 +115,15 @@ class PackedBatch:
             B tensors (rows of the prompt, ...). Differentiable; shared rows come with each user.
 
         Raises:
-            ValueError: another number of rows; users without the rows before the history, which the batch has not.
+            ValueError: another number of rows; rows are absent.
         """
         if len(rows) != len(self.position_ids):
             raise ValueError(f"rows: got {len(rows)}, expected the batch's {len(self.position_ids)}")
         parts = list(rows.split(self._bounds.diff().tolist()))
         if self.parent is not None and self.visible is not None and self.leaves is not None:
             return _through(parts, self.parent.tolist(), self.visible.tolist(), self.leaves.tolist())
-        if self.headless:
-            if self.headless == len(self):
-                raise ValueError(
-                    f"all {len(self)} users of the batch are without the {self.prefix} rows before the history; pack "
-                    "without prefixes=0"
-                )
-            prefix = parts[0][: self.prefix]
-            whole = len(parts) - self.headless
-            parts[whole:] = [torch.cat([prefix, part]) for part in parts[whole:]]
+        if self.absent:
+            raise ValueError(f"prompts: {_absent(self)}")
         return parts
 
     def model_inputs(self) -> dict[str, Any]:
@@ -148,19 +139,16 @@ class PackedBatch:
             max_id: the largest token id, where it is known without asking a device.
             longest: the rows of the longest prompt, where they are known so and are more than `max_length_q`.
             cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k: segments, by transformers'
-                names for them. Where the prefix is shared, each user's keys count it, and `max_length_k` is a bound.
+                names for them.
             use_cache: False; a cache would see all users as one sequence.
             labels: (1, R), where there are targets. A user's first row has none: no row of theirs
                 is before it.
             supervised_rows: (N,) int64, the rows whose successor is supervised.
-            headless: where there are users without the prefix; a model refuses them unless they have a reader who
-                kept it, or `key_rows`.
-            key_rows: where the first user has the prefix for them, which rows' keys each user sees, as
-                `patchrec_fast.hf.shared_prefix.seen` takes them.
-            segment_parent, segment_visible: (S,) int32 where prompts share rows. `cu_seq_lens_q` and `_k` then bound
-                the segments' own rows, `longest` is there, and of the supervision `supervised_rows` (N,) and
-                `supervised_labels` (1, N), their targets: in `labels` (1, R) the row before an answer's first is not
-                always the one that learns it.
+            absent: where rows are; a model refuses the batch unless a cache has kept them.
+            segments: where prompts share rows, parent (S,), visible (S,) and position_ids (R,). `cu_seq_lens_q` and
+                `_k` then bound the segments' own rows, and `longest` is there.
+            supervised_labels, distinct_rows: where an answer begins a segment, so that it is not the row before it in
+                the batch that learns it: (1, N) the targets of `supervised_rows`, and these rows once each.
         """
         inputs: dict[str, Any] = {
             "position_ids": self.position_ids.unsqueeze(0),  # first: Trainer reads the batch size, 1, off it
@@ -180,12 +168,8 @@ class PackedBatch:
             inputs["max_id"] = max_id
         if self.plan is not None:
             inputs["plan"] = self.plan.tensors()
-        if self.headless:
-            inputs["headless"] = self.headless
-            if self.position_ids.device.type == "cpu" and len(self.position_ids):
-                inputs["longest"] = int(self.position_ids.max()) + 1
-            if self.headless < len(self):
-                inputs.update(self._shared_prefix())
+        if self.absent:
+            inputs["absent"] = self.absent
         if self.parent is not None:
             inputs |= self._tree_inputs()
         elif self.labels is not None:
@@ -196,30 +180,17 @@ class PackedBatch:
 
     def _tree_inputs(self) -> dict[str, Any]:
         """The model inputs of prompts that share rows."""
-        inputs = {"segment_parent": self.parent, "segment_visible": self.visible, "longest": self.longest}
-        if self.labels is not None and self.targets is not None:
-            inputs["labels"] = self.labels.unsqueeze(0)
-            inputs["supervised_rows"] = self.supervised_rows
-            inputs["supervised_labels"] = self.targets.unsqueeze(0)
-        return inputs
-
-    def _shared_prefix(self) -> dict[str, Any]:
-        """The model inputs by which the users without the prefix see the first one's."""
-        device, count = self.user_offsets.device, torch.arange(len(self) + 1, device=self.user_offsets.device)
-        after = (count - (len(self) - self.headless)).clamp_(min=0) * self.prefix  # (B + 1,) keys added before user b
-        cu_seqlens_k = self.user_offsets + after.int()
-        rows, prefix = torch.arange(len(self.position_ids), device=device), torch.arange(self.prefix, device=device)
-        lengths = self.user_offsets.diff()
-        own = rows + torch.repeat_interleave(after[1:], lengths, output_size=len(rows))  # (R,)
-        shared = cu_seqlens_k[-1 - self.headless : -1].unsqueeze(1) + prefix  # (N, P)
-        seen = rows.new_empty(len(rows) + shared.numel())  # (S,)
-        seen[own] = rows
-        seen[shared] = prefix
-        return {
-            "cu_seq_lens_k": cu_seqlens_k,
-            "max_length_k": self.most_rows + self.prefix,
-            "key_rows": [seen, own, shared],
+        inputs: dict[str, Any] = {
+            "segments": [self.parent, self.visible, self.position_ids],
+            "longest": self.longest,
         }
+        rows, targets, labels = self.supervised_rows, self.targets, self.labels
+        if rows is not None and targets is not None and labels is not None:
+            inputs |= {"labels": labels.unsqueeze(0), "supervised_rows": rows}
+            behind = (labels != -100).nonzero().squeeze(1) - 1
+            if not torch.equal(rows.sort().values, behind):
+                inputs |= {"supervised_labels": targets.unsqueeze(0), "distinct_rows": rows.unique()}
+        return inputs
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """A copy on `device`; the host does not wait with `non_blocking` from pinned memory."""
@@ -259,11 +230,8 @@ def _through(parts: list[Tensor], parent: list[int], visible: list[int], leaves:
     return made
 
 
-def _headless(batch: PackedBatch) -> str:
-    return (
-        f"{batch.headless} of the batch's {len(batch)} users are without the {batch.prefix} rows before the history, "
-        "so its rows are no whole prompts: batch.prompts(rows) gives these, or pack without share_prefix and prefixes"
-    )
+def _absent(batch: PackedBatch) -> str:
+    return f"{batch.absent} rows of the batch's prompts are not in it; only who has kept them reads it"
 
 
 def _shared(batch: PackedBatch) -> str:
@@ -282,8 +250,8 @@ class _Whole:
     def __get__(self, batch: PackedBatch, owner: type) -> Any:
         if batch.parent is not None:
             raise ValueError(f"{self._name}: {_shared(batch)}")
-        if batch.headless:
-            raise ValueError(f"{self._name}: {_headless(batch)}")
+        if batch.absent:
+            raise ValueError(f"{self._name}: {_absent(batch)}")
         return vars(batch)[self._name]
 
     def __set__(self, batch: PackedBatch, value: Any) -> None:

@@ -11,7 +11,7 @@ pieces, and no Python loop runs over items.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class Packer:
     """Builds the prompts of many users as one `PackedBatch`. Picklable; `pack` has no side effect.
 
     Attributes:
-        catalogue, prompt, policy, max_items, plan, share_prefix, share, step: as given.
+        catalogue, prompt, policy, max_items, plan, share, step: as given.
     """
 
     def __init__(
@@ -68,7 +68,6 @@ class Packer:
         policy: Policy,
         max_items: int | None = None,
         plan: bool = False,
-        share_prefix: bool = False,
         share: bool = False,
         step: int = 1,
     ) -> None:
@@ -80,16 +79,15 @@ class Packer:
             policy: decides what is compressed.
             max_items: keep only the newest items of a history; None keeps all.
             plan: also prepare the work of the compress op on the host (`PackedBatch.plan`).
-            share_prefix: pack the rows before the history, the same for all users, once, with the first user. An
-                attached model (with attention of ours) lets the others see them: the same logits and gradients from
-                fewer rows. Dropout, where a model has any, then falls on these rows for all users alike.
             share: pack what prompts begin with alike once, as a tree of segments (`PackedBatch.segments`): all but
-                each prompt's last piece, which is its answer, or without targets its suffix.
+                each prompt's last piece, which is its answer, or without targets its suffix. An attached model computes
+                the same logits and gradients from fewer rows. Dropout, where a model has any, then falls on a
+                shared row for all prompts alike.
             step: the oldest items leave so many at a time: `max_items` to `max_items + step - 1` are kept, and the
                 beginning of a prompt stays while the history grows.
 
         Raises:
-            ValueError: max_items < 1; step < 1, or more than 1 without max_items; share and share_prefix;
+            ValueError: max_items < 1; step < 1, or more than 1 without max_items;
                 a catalogue of another tokenizer; a title that holds the
                 end-of-turn token.
         """
@@ -98,8 +96,6 @@ class Packer:
         if max_items is not None:
             check_count("max_items", max_items, minimum=1)
         check_step(step, max_items)
-        if share and share_prefix:
-            raise ValueError("share, share_prefix: expected one of them; share has the prefix once already")
         catalogue.check_end(prompt.end_of_turn)
         if (largest := int(catalogue.token_ids.max())) >= prompt.num_embeddings:
             raise ValueError(
@@ -111,7 +107,6 @@ class Packer:
         self.policy = policy
         self.max_items = max_items
         self.plan = plan
-        self.share_prefix = share_prefix
         self.share = share
         self.step = step
         self._pool = _pool(catalogue, prompt)
@@ -121,7 +116,6 @@ class Packer:
         histories: Histories,
         targets: ArrayLike | None = None,
         seed: int | np.random.Generator | None = None,
-        prefixes: int | None = None,
     ) -> PackedBatch:
         """Build one batch.
 
@@ -133,9 +127,6 @@ class Packer:
                 prompt.
             seed: for a random policy: the same seed gives the same batch; None draws fresh entropy.
                 A Generator is used, and advanced, as it is.
-            prefixes: how many users, the first ones, get the rows before the history; None is all, or with
-                `share_prefix` one. The others' positions count these rows still. With 0 only a reader that has kept
-                them can read the batch (`recommend.state`).
 
         Returns:
             PackedBatch on the CPU.
@@ -143,19 +134,13 @@ class Packer:
         Raises:
             TypeError: ids that are not integers.
             ValueError: no users, a user without items, an unknown item, a number of targets that is
-                not the number of users, prefixes < 0, or a batch of more than 2**31 - 1 tokens.
+                not the number of users, or a batch of more than 2**31 - 1 tokens.
         """
-        if prefixes is not None:
-            check_count("prefixes", prefixes, minimum=0)
-            if self.share:
-                raise ValueError(f"prefixes: got {prefixes} for a packer with share=True, which packs none twice")
-        elif self.share_prefix:
-            prefixes = 1
         flat, offsets = flatten(histories)
         items, lengths = newest(flat, offsets, self.max_items, self.step)
         position = self.catalogue.index(items)  # (N,)
         target = None if targets is None else self._targets(targets, users=len(lengths))
-        return self._pack(position, History.of(lengths), target, np.random.default_rng(seed), prefixes)
+        return self._pack(position, History.of(lengths), target, np.random.default_rng(seed))
 
     def pack_targets(
         self,
@@ -200,14 +185,11 @@ class Packer:
         history: History,
         target: NDArray[np.int64] | None,
         rng: np.random.Generator,
-        prefixes: int | None = None,
     ) -> PackedBatch:
         """The batch of items at these positions in the catalogue, (N,), and so the targets, (B,)."""
         found = units(self.policy, history, rng)
-        before = np.zeros(len(history.lengths), np.int64)  # (B,) rows of the prefix
-        before[:prefixes] = len(self.prompt.prefix)
-        pieces, first = self._pieces(position[found.kept], found, target, before)
-        leaves = np.arange(len(before))
+        pieces, first = self._pieces(position[found.kept], found, target)
+        leaves = np.arange(len(history.lengths))
         tree = _tree(pieces, first) if self.share else None
         if tree is not None:
             pieces, first = _taken(pieces, first, tree)
@@ -219,7 +201,7 @@ class Packer:
         row_at = to_offsets(pieces.rows)
         if token_at[-1] > _INT32_MAX:  # there are never more items or rows than tokens
             raise ValueError(
-                f"histories: {len(before)} users make {token_at[-1]} tokens, more than 2**31 - 1; pack fewer at once"
+                f"histories: {len(leaves)} users make {token_at[-1]} tokens, more than 2**31 - 1; pack fewer at once"
             )
         ids = self._pool.tokens.take(counting(pieces.start, pieces.tokens))  # (T,)
         token_offsets = counting(token_at[:-1], pieces.items, dtype=np.int32)  # (I + 1,)
@@ -229,7 +211,7 @@ class Packer:
         parts: dict[str, NDArray[Any]] = {"cu_seqlens": cu_seqlens.astype(np.int32), "leaves": leaves}
         if tree is None:
             seen = cu_seqlens[:-1]  # (S,) the row behind the last that a segment sees, and so the next line
-            parts["position_ids"] = counting(len(self.prompt.prefix) - before, rows)
+            parts["position_ids"] = counting(0, rows)
         else:
             seen = row_at[first[tree.parent] + tree.visible]
             parts |= _segments(cu_seqlens, tree.parent, seen)
@@ -249,10 +231,8 @@ class Packer:
             offsets=batch_offsets,
             max_seqlen=int(rows.max()),
             plan=_make_plan(batch_ids, batch_offsets) if self.plan else None,
-            headless=0 if prefixes is None else max(0, len(before) - prefixes),
-            prefix=len(self.prompt.prefix),
             longest=0 if tree is None else int(parts["position_ids"].max()) + 1,
-            **{name: torch.from_numpy(array) for name, array in parts.items()},
+            **cast(Any, {name: torch.from_numpy(array) for name, array in parts.items()}),
         )
 
     def _targets(self, targets: ArrayLike, users: int) -> NDArray[np.int64]:
@@ -266,7 +246,6 @@ class Packer:
         position: NDArray[np.int64],
         found: Units,
         target: NDArray[np.int64] | None,
-        before: NDArray[np.int64],
     ) -> tuple[_Pieces, NDArray[np.int64]]:
         """All pieces, a sentinel last; (B + 1,) each user's first."""
         pool = self._pool
@@ -288,7 +267,7 @@ class Packer:
         last = begin[1:] - 1
         pieces = np.empty((len(_Pieces._fields), begin[-1] + 1), np.int64)  # (4, P)
         pieces[:, counting(begin[:-1] + 1, found.lengths)] = history
-        pieces[:, begin[:-1]] = _text(0, before)
+        pieces[:, begin[:-1]] = _text(0, len(self.prompt.prefix))
         pieces[:, begin[:-1] + found.lengths + 1] = _text(pool.suffix, len(self.prompt.suffix))
         if target is not None:
             answer = pool.lengths[target] + 1  # end-of-turn

@@ -68,8 +68,7 @@ def without(batch: PackedBatch, rows: list[int]) -> PackedBatch:
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
         max_seqlen=int(np.diff(cu_seqlens).max()),
         position_ids=batch.position_ids[torch.from_numpy(left)],
-        headless=len(rows),
-        prefix=min(rows),
+        absent=sum(rows),
     )
 
 

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from itertools import pairwise
 from math import ceil
@@ -88,7 +89,9 @@ class Run:
         if normalize not in NORMALIZE:
             raise ValueError(f"normalize must be one of {', '.join(map(repr, NORMALIZE))}, got {normalize!r}")
         self.rows, self.rows_read, self.seconds = 0, 0, dict.fromkeys(PARTS, 0.0)
-        self._model, self._head, self._packer, self._host_trie = model, head, packer, trie
+        self._model, self._head, self._host_trie = model, head, trie
+        self._packer = copy(packer)
+        self._packer.share = self._packer.plan = False
         self._device = next(model.parameters()).device
         self._forward, self._autocast = called(model, autocast), autocast
         self._keeps = not _rotates_by_length(model)
@@ -154,7 +157,7 @@ class Run:
 
     def _one(self, batch: Users, decode: Callable[[DecodeState], Answers]) -> tuple[Answers, Tensor]:
         with self._part("pack"):
-            packed = self._packer.pack(batch.histories, seed=0, prefixes=batch.number)
+            packed = self._packer.pack(batch.histories, seed=0)
             rows = prompt_rows(packed)
             known = self._known(batch, rows)
             packed = without(packed, [part.rows for part in known])

@@ -75,7 +75,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
 
         Args:
             samples: what is learnt.
-            packer: its catalogue, prompt, max_items, plan and share_prefix are used; its policy is the stage's.
+            packer: its catalogue, prompt, max_items, step, plan and share are used; its policy is the stage's.
             stage: the policy of each step.
             sequences: samples of a micro-batch, at most; steps have nearly equal numbers of them. With a twin, each
                 makes two sequences.
@@ -187,8 +187,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
     def _lengths(self) -> tuple[NDArray[np.int64], int]:
         """(S,) the rows of each sample, twin included, a bound where patches are random; those a batch adds once."""
         packer = _with_policy(self.packer, self.stage.final if self.evaluation else self.stage.longest)
-        packer.plan = packer.share_prefix = packer.share = False
-        once = len(packer.prompt.prefix) if self.packer.share_prefix else 0
+        packer.plan = packer.share = False
+        once = len(packer.prompt.prefix) if self.packer.share else 0
         count = len(self.samples.targets)
         parts = (np.arange(first, min(first + _SAMPLES_AT_ONCE, count)) for first in range(0, count, _SAMPLES_AT_ONCE))
         ends = [packer.pack(*take(self.samples, part)).cu_seqlens.numpy() for part in parts]

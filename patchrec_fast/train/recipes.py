@@ -74,7 +74,7 @@ class Recipe:
     gradient_checkpointing: bool = _key(False, "compute activations twice to keep less of them")
     compile: bool = _key(False, "torch.compile the model")
     attention: str = _key("auto", "as patchrec_fast.attach takes it")
-    share_prefix: bool | None = _key(
+    share: bool | None = _key(
         None, "compute the rows before the history once a micro-batch; by default where the attention is ours"
     )
     workers: int = _key(0, "processes that pack batches ahead", 0, 1024)

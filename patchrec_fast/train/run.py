@@ -163,7 +163,7 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
     began_with = _began_with(run, model, tokenizer, dataset, packer)
     packer.plan = torch.cuda.is_available()
     ours = recipe.attention in ("auto", *KERNELS)
-    packer.share_prefix = ours if recipe.share_prefix is None else recipe.share_prefix
+    packer.share = ours if recipe.share is None else recipe.share
     world_size = run["processes"]
     shape = _micro_batch(recipe, world_size)
     samples = some(dataset.split("train", max_items), recipe.limit_train)

@@ -11,6 +11,7 @@ import torch
 import patchrec_fast as pf
 from patchrec_fast.hf import attach
 from patchrec_fast.hf.attention import attend
+from patchrec_fast.layout.rows import without
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
@@ -159,13 +160,12 @@ def test_importing_does_not_import_transformers():
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_users_without_the_rows_before_their_histories(make_model, sample, device):
-    """Only `Recommender` keeps them of a batch before; elsewhere they would not be seen."""
+def test_prompts_whose_first_rows_are_absent(make_model, sample, device):
+    """Only `Recommender` has kept them; elsewhere they would not be seen."""
     packer = pf.Packer(sample.catalogue, sample.prompt, pf.Text())
-    histories = [sample.dataset.items[:3], sample.dataset.items[3:5], sample.dataset.items[5:6]]
+    batch = packer.pack([sample.dataset.items[:3], sample.dataset.items[3:5], sample.dataset.items[5:6]])
     model = make_model("llama")
     attach(model)
-    with pytest.raises(ValueError, match=r"all 3 users .* without the rows before the history .*prefixes"):
-        model(packer.pack(histories, prefixes=0).to(device))
-    assert packer.pack(histories, prefixes=3).headless == 0
-    model(packer.pack(histories, prefixes=3))
+    model(without(batch, [0, 0, 0]))
+    with pytest.raises(ValueError, match=r"7 rows of the packed batch's prompts are not in it"):
+        model(without(batch, [0, 3, 4]).to(device))

@@ -238,7 +238,7 @@ def test_experts_are_balanced_over_all_rows():
 @pytest.mark.parametrize("share", [False, True])
 def test_a_prompt_longer_than_the_model(make_model, sample, share, monkeypatch):
     monkeypatch.setattr(positions, "_warned", set())
-    packer = pf.Packer(sample.catalogue, sample.prompt, pf.Text(), share_prefix=share)
+    packer = pf.Packer(sample.catalogue, sample.prompt, pf.Text(), share=share)
     histories = [sample.dataset.items[:9], sample.dataset.items[9:11]]
     batch = packer.pack(histories)
     rows = max(len(each) for each in batch.prompts(batch.position_ids))

@@ -21,13 +21,11 @@ STEPS, USERS, RATE = 2, 3, 0.5
 
 @pytest.fixture
 def fit(sample, tmp_path):
-    """fit(model, share_prefix): SFTTrainer's losses, and the batches that it took, packed with every prefix."""
+    """fit(model, share): SFTTrainer's losses, and the batches that it took, packed whole."""
 
-    def run(model, share_prefix=False):
+    def run(model, share=False):
         policy, batches = pf.SessionPatches(group=2), []
-        whole, packer = (
-            pf.Packer(sample.catalogue, sample.prompt, policy, share_prefix=share) for share in (False, share_prefix)
-        )
+        whole, packer = (pf.Packer(sample.catalogue, sample.prompt, policy, share=shares) for shares in (False, share))
         users = [sample.dataset.items[start : start + 8].tolist() for start in range(STEPS * USERS)]
 
         def collate(samples):
@@ -81,9 +79,9 @@ def descend(model, batches):
 
 
 @pytest.mark.parametrize(
-    ("adapted", "loss", "share_prefix"), [(False, "auto", False), (True, "chunked", False), (True, "auto", True)]
+    ("adapted", "loss", "share"), [(False, "auto", False), (True, "chunked", False), (True, "auto", True)]
 )
-def test_sft_trains_as_users_alone_would(make_model, fit, adapted, loss, share_prefix):
+def test_sft_trains_as_users_alone_would(make_model, fit, adapted, loss, share):
     """TRL's forward runs, whatever loss was asked of ours."""
     model = make_model("llama")
     if adapted:
@@ -92,7 +90,7 @@ def test_sft_trains_as_users_alone_would(make_model, fit, adapted, loss, share_p
     model.train()
     untouched = copy.deepcopy(model)
     attach(model, loss=loss)
-    losses, batches = fit(model, share_prefix)
+    losses, batches = fit(model, share)
     expected, trained = descend(untouched, batches)
     assert len(losses) == STEPS
     assert losses == pytest.approx(expected, rel=1e-5)

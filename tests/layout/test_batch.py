@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from patchrec_fast.layout import PackedBatch, Packer, RandomItemPatches, SessionPatches, Text, packing
+from patchrec_fast.layout.rows import without
 
 
 class Collate:
@@ -163,53 +164,33 @@ def test_plan_moves_with_the_batch(sample):
     assert moves == [("meta", True)]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_whole_prompts_of_a_batch_that_shares_rows(sample, seed):
-    rng = np.random.default_rng(seed)
-    histories = [rng.choice(sample.catalogue.item_ids, size=n).tolist() for n in (1, 9, 4)]
-    whole, shared = (
-        Packer(sample.catalogue, sample.prompt, Text(), share_prefix=share).pack(histories) for share in (False, True)
-    )
-    assert shared.headless == 2
-    for mine, theirs in zip(shared.prompts(shared.ids), whole.ids.split(whole.cu_seqlens.diff().tolist()), strict=True):
-        assert torch.equal(mine, theirs)
-    with pytest.raises(ValueError, match="rows: got 3, expected"):
-        shared.prompts(shared.ids[:3])
-    none = Packer(sample.catalogue, sample.prompt, Text()).pack(histories, prefixes=0)
-    with pytest.raises(ValueError, match=r"all 3 users .* without the"):
-        none.prompts(none.ids)
-
-
-@pytest.mark.parametrize("given", [{"share_prefix": True}, {"prefixes": 0}, {"prefixes": 2}])
 @pytest.mark.parametrize("carried", ["as it is", "to", "pin_memory", "pickle", "copy", "replace"])
-def test_rows_that_users_share_are_not_split_as_if_whole(sample, given, carried, monkeypatch):
+def test_absent_rows_are_not_split_as_if_whole(sample, carried, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
-    packer = Packer(sample.catalogue, sample.prompt, Text(), share_prefix=given.get("share_prefix", False))
-    batch = packer.pack([[1, 2], [3], [4, 5]], [6, 7, 8], prefixes=given.get("prefixes"))
+    whole = Packer(sample.catalogue, sample.prompt, Text()).pack([[1, 2], [3], [4, 5]])
+    batch = without(whole, [4, 0, 3])
     batch = {
         "as it is": lambda: batch,
         "to": lambda: batch.to("cpu"),
         "pin_memory": batch.pin_memory,
         "pickle": lambda: pickle.loads(pickle.dumps(batch)),
         "copy": lambda: copy.deepcopy(batch),
-        "replace": lambda: dataclasses.replace(
-            batch, cu_seqlens=batch.user_offsets, max_seqlen=batch.most_rows, labels=None
-        ),
+        "replace": lambda: dataclasses.replace(batch, cu_seqlens=batch.user_offsets, max_seqlen=batch.most_rows),
     }[carried]()
-    for name in ("cu_seqlens", "max_seqlen"):
-        with pytest.raises(
-            ValueError, match=rf"{name}: {batch.headless} of the batch's 3 users .* batch\.prompts\(rows\)"
-        ):
+    for name in ("cu_seqlens", "max_seqlen", "segments"):
+        with pytest.raises(ValueError, match=rf"{name}: 7 rows of the batch's prompts are not in it"):
             getattr(batch, name)
+    with pytest.raises(ValueError, match="prompts: 7 rows"):
+        batch.prompts(batch.position_ids)
     assert len(batch) == 3
-    assert f"3 users, {batch.headless} of them without the prefix" in repr(batch)
+    assert "and 7 absent" in repr(batch)
     lengths = batch.user_offsets.diff()
+    assert lengths.tolist() == (whole.cu_seqlens.diff() - torch.tensor([4, 0, 3])).tolist()
     assert batch.most_rows == int(lengths.max())
-    assert int(lengths.sum()) == len(batch.position_ids)
 
 
 def test_the_fields_of_whole_prompts(sample):
-    batch = Packer(sample.catalogue, sample.prompt, Text(), share_prefix=True).pack([[1, 2]])  # nobody to share with
+    batch = Packer(sample.catalogue, sample.prompt, Text(), share=True).pack([[1, 2]])  # nobody to share with
     assert batch.max_seqlen == batch.most_rows == int(batch.cu_seqlens[1])
     assert batch.cu_seqlens is batch.user_offsets
     with pytest.raises(dataclasses.FrozenInstanceError):

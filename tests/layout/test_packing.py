@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packed batches, row for row, against the loops of brute.py."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
@@ -342,37 +340,3 @@ class TestErrors:
     def test_items_older_than_the_window_are_not_looked_at(self, sample):
         packer = Packer(sample.catalogue, sample.prompt, Text(), max_items=2)
         assert brute.rows_of(packer.pack([[99_999, 1, 2]])) == brute.rows_of(packer.pack([[1, 2]]))
-
-
-@pytest.mark.parametrize("prefixes", [0, 1, 3, 9])
-@pytest.mark.parametrize("targets", [False, True])
-def test_prefixes_left_out(sample, prefixes, targets):
-    """The whole batch without the first rows of the users after `prefixes`; all else of a row stays."""
-    packer = Packer(sample.catalogue, sample.prompt, RandomItemPatches(0.5), plan=True)
-    histories = of_lengths(sample.dataset.items, [1, 12, 3, 7])
-    answers = [1, 2, 3, 4] if targets else None
-    whole, part = (packer.pack(histories, answers, SEED, **given) for given in ({}, {"prefixes": prefixes}))
-    length = len(sample.prompt.prefix)
-    kept = np.concatenate(
-        [
-            np.arange(a if user < prefixes else a + length, b)
-            for user, (a, b) in enumerate(pairwise(whole.cu_seqlens.tolist()))
-        ]
-    )
-    rows = [row for user in brute.rows_of(whole) for row in user]
-    assert [row for user in brute.rows_of(part) for row in user] == [rows[at] for at in kept]
-    assert part.position_ids.tolist() == whole.position_ids[kept].tolist()
-    lengths = whole.cu_seqlens.diff() - torch.tensor([length * (user >= prefixes) for user in range(4)])
-    assert part.user_offsets.diff().tolist() == lengths.tolist()
-    assert part.most_rows == max(lengths)
-    assert len(part.plan.row_offsets) == len(kept) + 1
-    if targets:
-        assert part.labels.tolist() == whole.labels[kept].tolist()
-
-
-def test_prefixes_errors(sample):
-    packer = Packer(sample.catalogue, sample.prompt, Text())
-    with pytest.raises(ValueError, match="prefixes: expected at least 0, got -1"):
-        packer.pack([[1]], prefixes=-1)
-    with pytest.raises(TypeError, match="prefixes"):
-        packer.pack([[1]], prefixes=0.5)

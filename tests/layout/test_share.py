@@ -162,9 +162,6 @@ def test_options_errors(sample):
     for options, message in (
         ({"step": 2}, "step: got 2 without max_items"),
         ({"step": 0, "max_items": 3}, "step: expected at least 1, got 0"),
-        ({"share": True, "share_prefix": True}, "share, share_prefix: expected one of them"),
     ):
         with pytest.raises(ValueError, match=message):
             Packer(sample.catalogue, sample.prompt, Text(), **options)
-    with pytest.raises(ValueError, match="prefixes: got 0 for a packer with share=True"):
-        Packer(sample.catalogue, sample.prompt, Text(), share=True).pack([[1]], prefixes=0)

@@ -25,7 +25,7 @@ PARTS = 4  # micro-batches of a step
 
 def plan(sample, world_size):
     packer = copy.copy(sample.packer)
-    packer.share_prefix = True
+    packer.share = True
     return MicroBatches(
         sample.train,
         packer,
