@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from .arguments import trainer_arguments as trainer_arguments
 from .batches import MicroBatch as MicroBatch
 from .batches import MicroBatches as MicroBatches
+from .by_user import Passes as Passes
+from .by_user import passes as passes
 from .collator import Collator as Collator
 from .stages import STAGES as STAGES
 from .stages import Stage as Stage

@@ -19,10 +19,11 @@ from torch.utils.data import Dataset
 
 from .._check import check_count
 from ..data import Samples
-from ..layout import Assignment, Packer, Policy, Text
+from ..layout import Assignment, PackedBatch, Packer, Policy, Text
 from ..layout.history import History
 from ..ragged import Ragged, to_offsets
 from .balance import balanced, split_by_count, split_by_rows
+from .by_user import Passes
 from .stages import Stage
 
 _SAMPLES_AT_ONCE = 4096  # bounds memory; about 2 million tokens
@@ -58,7 +59,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        samples: Samples,
+        samples: Samples | Passes,
         packer: Packer,
         stage: Stage,
         *,
@@ -71,14 +72,16 @@ class MicroBatches(Dataset[dict[str, Any]]):
         seed: int = 0,
         evaluation: bool = False,
     ) -> None:
-        """Plan all batches; every sample is packed once for it, 10 microseconds each.
+        """Plan all batches; every sample is packed once for it.
 
         Args:
-            samples: what is learnt.
+            samples: what is learnt: prompts with a target each, or passes (`patchrec_fast.train.passes`), each of consecutive targets
+                of one user, whose prompts a packer with `share` packs as one tree. A pass is then what is said of a
+                sample here, and a random policy draws an item's patch once a pass.
             packer: its catalogue, prompt, max_items, step, plan and share are used; its policy is the stage's.
             stage: the policy of each step.
             sequences: samples of a micro-batch, at most; steps have nearly equal numbers of them. With a twin, each
-                makes two sequences.
+                makes two sequences. Passes are as long as they are: for them, `rows`.
             rows: instead of `sequences`, the rows that a micro-batch may have, twins included; never exceeded. For
                 a random policy, rows are counted as if all were text.
             accumulation: micro-batches of a process in one optimizer step.
@@ -98,6 +101,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
             check_count(name, value, minimum=1)
         check_count("seed", seed, minimum=0)
         _check_samples(samples, accumulation, world_size)
+        if isinstance(samples, Passes) and not by_rows:
+            raise ValueError(f"sequences: passes are filled to a number of rows; give rows, not {sequences} sequences")
         self.samples = samples
         self.packer = packer
         self.stage = stage
@@ -158,7 +163,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         policy = self.stage.final if self.evaluation else self.stage.policy(one.progress)
         samples = np.tile(one.samples, 2) if self._twin else one.samples
         packer = _with_policy(self.packer, _Twin(policy) if self._twin else policy)
-        return packer.pack(*take(self.samples, samples), seed=np.random.default_rng(one.seed)).model_inputs()
+        return _pack(packer, self.samples, samples, np.random.default_rng(one.seed)).model_inputs()
 
     @staticmethod
     def collate(elements: list[dict[str, Any]]) -> dict[str, Any]:
@@ -177,7 +182,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         """(S,): the order of an epoch's samples."""
-        count = len(self.samples.targets)
+        count = _count(self.samples)
         return (
             np.arange(count)
             if self.evaluation
@@ -187,13 +192,18 @@ class MicroBatches(Dataset[dict[str, Any]]):
     def _lengths(self) -> tuple[NDArray[np.int64], int]:
         """(S,) the rows of each sample, twin included, a bound where patches are random; those a batch adds once."""
         packer = _with_policy(self.packer, self.stage.final if self.evaluation else self.stage.longest)
-        packer.plan = packer.share = False
-        once = len(packer.prompt.prefix) if self.packer.share else 0
-        count = len(self.samples.targets)
-        parts = (np.arange(first, min(first + _SAMPLES_AT_ONCE, count)) for first in range(0, count, _SAMPLES_AT_ONCE))
-        ends = [packer.pack(*take(self.samples, part)).cu_seqlens.numpy() for part in parts]
-        lengths = np.concatenate([np.diff(end) for end in ends]).astype(np.int64) - once
-        return lengths * (2 if self._twin else 1), once
+        packer.plan = False
+        once = len(packer.prompt.prefix) if packer.share else 0
+        count = _count(self.samples)
+        if isinstance(self.samples, Passes):
+            rows = [len(_pack(packer, self.samples, np.array([place])).position_ids) for place in range(count)]
+            lengths = np.array(rows, np.int64)
+        else:
+            packer.share = False
+            bounds = [*range(0, count, _SAMPLES_AT_ONCE), count]
+            ends = [_pack(packer, self.samples, np.arange(*pair)).cu_seqlens.numpy() for pair in pairwise(bounds)]
+            lengths = np.concatenate([np.diff(end) for end in ends]).astype(np.int64)
+        return (lengths - once) * (2 if self._twin else 1), once
 
 
 class _Twin:
@@ -220,17 +230,31 @@ def _limit(sequences: int | None, rows: int | None) -> tuple[bool, int]:
     raise ValueError(f"sequences, rows: expected one of them, got {sequences!r} and {rows!r}")
 
 
-def _check_samples(samples: Samples, accumulation: int, world_size: int) -> None:
-    if not isinstance(samples, Samples):
-        raise TypeError(f"samples: expected data.Samples, got {type(samples).__name__}")
-    histories, count = len(samples.histories[1]) - 1, len(samples.targets)
-    if histories != count:
+def _check_samples(samples: Samples | Passes, accumulation: int, world_size: int) -> None:
+    if not isinstance(samples, Samples | Passes):
+        raise TypeError(f"samples: expected data.Samples or train.Passes, got {type(samples).__name__}")
+    count = _count(samples)
+    if isinstance(samples, Samples) and (histories := len(samples.histories[1]) - 1) != count:
         raise ValueError(f"samples: got {histories} histories and {count} targets")
     if count < accumulation * world_size:
         raise ValueError(
             f"samples: got {count}, expected at least {accumulation * world_size}, one for each of the "
             f"{accumulation} * {world_size} micro-batches of a step (accumulation * world_size)"
         )
+
+
+def _count(samples: Samples | Passes) -> int:
+    return len(samples.targets if isinstance(samples, Samples) else samples.user)
+
+
+def _pack(
+    packer: Packer, samples: Samples | Passes, places: NDArray[np.int64], seed: np.random.Generator | None = None
+) -> PackedBatch:
+    """The samples at `places` as one batch."""
+    if isinstance(samples, Samples):
+        return packer.pack(*take(samples, places), seed=seed)
+    some = samples.take(places)
+    return packer.pack_targets(some.sequences, some.first, some.last, seed=seed)
 
 
 def _with_policy(packer: Packer, policy: Policy) -> Packer:

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training by user: every target once an epoch, in batches of the prompts that packing one by one makes."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import patchrec_fast as pf
+from patchrec_fast import data
+from patchrec_fast.hf import attach
+from patchrec_fast.train import MicroBatches, passes, stage
+from patchrec_fast.train.by_user import Passes
+
+POLICIES = {"text": {}, "pft-i": {"keep": 2}, "pft-s": {"group": 2}}
+
+
+@pytest.fixture(scope="module")
+def small():
+    dataset = data.generate(users=30, items=200)
+    tokenizer = data.sample_tokenizer(dataset.titles.values())
+    prompt = pf.Prompt(tokenizer, instruction="Seen [HISTORY_SEQUENCE]. Next?")
+    catalogue = pf.Catalogue.from_titles(dataset.titles, tokenizer)
+    packer = pf.Packer(catalogue, prompt, pf.Text(), max_items=10, share=True, step=5)
+    return SimpleNamespace(dataset=dataset, packer=packer)
+
+
+def targets_of(dataset, split):
+    """(user, place) of each target."""
+    return {
+        (user, place)
+        for user, (first, last) in enumerate(dataset.splits[split].tolist())
+        for place in range(max(first, 1), last + 1)
+    }
+
+
+@pytest.mark.parametrize("most", [1, 3, 64])
+def test_each_target_is_in_one_pass(small, most):
+    made = passes(small.dataset, "train", most)
+    found = [(u, at) for u, a, b in zip(made.user, made.first, made.last, strict=True) for at in range(a, b + 1)]
+    assert len(found) == len(set(found)) == made.targets
+    assert set(found) == targets_of(small.dataset, "train")
+    sizes = made.last - made.first + 1
+    assert sizes.min() >= 1
+    assert sizes.max() <= most
+    for user in set(made.user.tolist()):
+        own = sizes[made.user == user]
+        assert own.max() - own.min() <= 1
+        assert len(own) == -(-own.sum() // most)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("shape", [{}, {"world_size": 2}, {"accumulation": 3, "epochs": 2}], ids=str)
+def test_every_target_once_an_epoch(small, name, shape):
+    made = passes(small.dataset, "train", 7)
+    batches = MicroBatches(made, small.packer, stage(name, **POLICIES[name]), rows=900, **shape)
+    seen = np.concatenate([batches.describe(number).samples for number in range(len(batches))])
+    assert batches.left_out == 0
+    assert np.bincount(seen).tolist() == [shape.get("epochs", 1)] * len(made.user)
+    rows = [batches[number]["position_ids"].shape[1] for number in range(len(batches))]
+    assert max(rows) <= 900
+    assert np.mean(rows) > 600
+
+
+@pytest.mark.parametrize("name", [*POLICIES, "pretrain", "dropout"])
+def test_rows_are_never_exceeded(small, name):
+    made = passes(small.dataset, "train", 5)
+    batches = MicroBatches(made, small.packer, stage(name), rows=1200)
+    assert max(batches[number]["position_ids"].shape[1] for number in range(len(batches))) <= 1200
+
+
+def test_one_step_is_that_of_the_prompts_alone(small):
+    """A batch of passes has the loss and gradients of its targets' prompts, packed one by one."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=small.packer.prompt.num_embeddings, **size))
+    attach(model)
+    made = passes(small.dataset, "train", 6)
+    batches = MicroBatches(made, small.packer, stage("pft-s", group=2), rows=900)
+    alone = copy.copy(small.packer)
+    alone.policy, alone.share = pf.SessionPatches(2), False
+    for number in (0, len(batches) - 1):
+        model.zero_grad()
+        out = model(**batches[number])
+        out.loss.backward()
+        gradient = model.lm_head.weight.grad.clone()
+        some = made.take(batches.describe(number).samples)
+        flat, offsets = some.sequences
+        histories, targets = [], []
+        for user, (first, last) in enumerate(zip(some.first, some.last, strict=True)):
+            items = flat[offsets[user] : offsets[user + 1]]
+            histories += [items[:at] for at in range(first, last + 1)]
+            targets += [items[at] for at in range(first, last + 1)]
+        model.zero_grad()
+        expected = model(**alone.pack(histories, targets).model_inputs())
+        expected.loss.backward()
+        torch.testing.assert_close(out.loss, expected.loss, rtol=1e-5, atol=0)
+        torch.testing.assert_close(gradient, model.lm_head.weight.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_batches_depend_on_their_number_alone(small):
+    def make():
+        return MicroBatches(passes(small.dataset, "train", 5), small.packer, stage("pretrain"), rows=1500, seed=3)
+
+    one, other = make(), make()
+    for number in reversed(range(len(one))):
+        mine, theirs = one[number], other[number]
+        assert mine.keys() == theirs.keys()
+        assert torch.equal(mine["ids"], theirs["ids"])
+
+
+def test_errors(small):
+    made = passes(small.dataset, "train", 5)
+    with pytest.raises(ValueError, match="targets_per_pass: expected at least 1, got 0"):
+        passes(small.dataset, "train", 0)
+    with pytest.raises(ValueError, match=r"split: expected one of .*, got 'all'"):
+        passes(small.dataset, "all")
+    with pytest.raises(ValueError, match="sequences: passes are filled to a number of rows"):
+        MicroBatches(made, small.packer, stage("text"), sequences=4)
+    with pytest.raises(ValueError, match=r"rows: got 60, but sample \d+ alone has"):
+        MicroBatches(made, small.packer, stage("text"), rows=60)
+    with pytest.raises(TypeError, match=r"samples: expected data.Samples or train.Passes, got list"):
+        MicroBatches([], small.packer, stage("text"), rows=60)
+    nobody = Passes(made.sequences, *(each[:0] for each in (made.user, made.first, made.last)))
+    with pytest.raises(ValueError, match="samples: got 0"):
+        MicroBatches(nobody, small.packer, stage("text"), rows=60)
