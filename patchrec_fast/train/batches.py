@@ -75,9 +75,9 @@ class MicroBatches(Dataset[dict[str, Any]]):
         """Plan all batches; every sample is packed once for it.
 
         Args:
-            samples: what is learnt: prompts with a target each, or passes (`patchrec_fast.train.passes`), each of consecutive targets
-                of one user, whose prompts a packer with `share` packs as one tree. A pass is then what is said of a
-                sample here, and a random policy draws an item's patch once a pass.
+            samples: what is learnt: prompts with a target each, or passes (`patchrec_fast.train.passes`), each of
+                consecutive targets of one user, whose prompts a packer with `share` packs as one tree. What is said of
+                a sample here is then said of a pass, and a random policy draws an item's patch once a pass.
             packer: its catalogue, prompt, max_items, step, plan and share are used; its policy is the stage's.
             stage: the policy of each step.
             sequences: samples of a micro-batch, at most; steps have nearly equal numbers of them. With a twin, each
