@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"--split: {options.data} has no {options.split} samples")
     users = Samples(samples.histories, users_of(*checked(*samples)).astype(np.int32))
     samples, users = some(samples, options.limit), some(users, options.limit)
-    tell(rec.packer.policy, rec.packer.max_items)
+    tell(rec.packer.policy, rec.packer.max_items, rec.packer.step)
     report = evaluate(
         rec,
         samples,

@@ -6,13 +6,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
 from ..layout import Packer, Policy
 from ..layout.config import PromptConfig
+from ..layout.policies import Anchor
 from ..models import SAMPLE, open_trained
+from ..train.recipes import POLICY_KEYS
 from ..train.stages import stage
 from ..train.start import open_data
 from .numbers import whole
@@ -39,7 +41,10 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     add("--policy", choices=POLICIES, help="what histories become")
     add("--keep", type=whole(0), metavar="N", help="items that pft-i keeps as text (of a model without: 5)")
     add("--group", type=whole(1), metavar="N", help="items of a session of pft-s (of a model without: 5)")
+    add("--patch-step", type=whole(1), metavar="N", help="titles become patches of pft-i so many at a time")
+    add("--anchor", choices=get_args(Anchor), help="which item the sessions of pft-s are counted from")
     add("--max-items", type=whole(0), metavar="N", help="newest items of a history; 0 for all")
+    add("--items-step", type=whole(1), metavar="N", help="the oldest items leave so many at a time")
 
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
@@ -79,29 +84,37 @@ def overridden(settings: PromptConfig, options: argparse.Namespace) -> PromptCon
     policy: Any = settings.policy
     if options.policy is not None and type(policy) is not type(other := stage(options.policy).final):
         policy = other
-    given = {name: value for name in ("keep", "group") if (value := getattr(options, name)) is not None}
-    for name in given:
-        if not hasattr(policy, name):
-            raise ValueError(f"--{name}: the policy is {policy!r}, which has no {name}; --policy chooses another")
+    given = {}
+    for name in ("keep", "patch_step", "group", "anchor"):
+        field = next((own for own, key in POLICY_KEYS.items() if key == name), name)
+        if (value := getattr(options, name)) is None:
+            continue
+        if not hasattr(policy, field):
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag}: the policy is {policy!r}, which has no {field}; --policy chooses another")
+        given[field] = value
     changed: dict[str, Any] = {"policy": dataclasses.replace(policy, **given)}
     if options.max_items is not None:
         changed["max_items"] = options.max_items or None
+    if options.items_step is not None:
+        changed["step"] = options.items_step
     return dataclasses.replace(settings, **changed)
 
 
-def tell(policy: Policy, max_items: int | None) -> None:
+def tell(policy: Policy, max_items: int | None, step: int = 1) -> None:
     """A line on stderr of the prompts that are used; stdout has the result alone."""
-    print(prompt_line(policy, max_items), file=sys.stderr)
+    print(prompt_line(policy, max_items, step), file=sys.stderr)
 
 
-def prompt_line(policy: Policy, max_items: int | None) -> str:
-    items = "all items" if max_items is None else f"newest {max_items} items"
+def prompt_line(policy: Policy, max_items: int | None, step: int = 1) -> str:
+    most = "" if max_items is None or step == 1 else f" to {max_items + step - 1}"
+    items = "all items" if max_items is None else f"newest {max_items}{most} items"
     return f"prompt: {policy!r}, {items}"
 
 
 def plain(packer: Packer) -> dict[str, Any]:
     """The same as JSON values."""
-    return {"policy": repr(packer.policy), "max_items": packer.max_items}
+    return {"policy": repr(packer.policy), "max_items": packer.max_items, "items_step": packer.step}
 
 
 def device(name: str) -> torch.device:

@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     compare: tuple[Setting, ...] = SETTINGS
     grow: tuple[Setting, ...] = GROWTH
     if own:
-        tell(settings.policy, settings.max_items)
+        tell(settings.policy, settings.max_items, settings.step)
         mine = Setting("own prompt", settings.policy, settings.max_items)
         compare, grow = (mine, *SETTINGS), (mine, *GROWTH)
     compared = _shown(profiler.compare(histories, compare, options.batch_size), quiet=options.json)

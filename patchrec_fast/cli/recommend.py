@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     rec, dataset = open_recommender(options)
     items = known(options.items, dataset.titles) if options.items else items_of(options.history, dataset.titles)
-    tell(rec.packer.policy, rec.packer.max_items)
+    tell(rec.packer.policy, rec.packer.max_items, rec.packer.step)
     found = rec.recommend([items], k=options.k, method=options.method, exclude_seen=options.exclude_seen)
     answers = [
         {"item": item, "title": dataset.titles[item], "probability": probability}

@@ -13,9 +13,9 @@ from typing import Any, get_args
 from .._text import printable
 from ..layout.config import FILE, PromptConfig
 from ..models import SAMPLE
-from ..train.recipes import BUILT_IN, TYPES, Recipe, load
+from ..train.recipes import BUILT_IN, POLICY_KEYS, TYPES, Recipe, load
 from ..train.run import train
-from ..train.stages import STAGES, stage
+from ..train.stages import STAGES
 from ..train.start import TINY
 from .models import prompt_line
 
@@ -27,8 +27,14 @@ EXAMPLE = """  patchrec-fast train --model tiny --data sample --stage text --out
 
 Any key of a recipe is a flag too: flags win over the recipe, the recipe over the prompt that the model was trained on,
 and that over the defaults."""
-_PROMPT = ("instruction", "system", "separators", "max_items")
-_STAGES_WITH = {"keep": ("pft-i",), "group": ("pft-s",), "p": ("pretrain", "dropout")}
+_PROMPT = ("instruction", "system", "separators", "max_items", "items_step")
+_STAGES_WITH = {
+    "keep": ("pft-i",),
+    "patch_step": ("pft-i",),
+    "group": ("pft-s",),
+    "anchor": ("pft-s",),
+    "p": ("pretrain", "dropout"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,8 +95,9 @@ def _saved_prompt(model: str) -> dict[str, Any]:
         return {}
     settings = PromptConfig.load(model)
     texts = {"instruction": settings.instruction, "system": settings.system or ""}
-    rest = {"separators": settings.separators, "max_items": settings.max_items or 0}
-    saved = {**texts, **rest, **vars(settings.policy)}
+    rest = {"separators": settings.separators, "max_items": settings.max_items or 0, "items_step": settings.step}
+    policy = {POLICY_KEYS.get(name, name): value for name, value in vars(settings.policy).items()}
+    saved = {**texts, **rest, **policy}
     try:
         Recipe().override(saved)
     except ValueError as error:
@@ -112,11 +119,11 @@ def _check_flags(flags: Mapping[str, Any], recipe: Recipe, options: argparse.Nam
 
 def _prompt(recipe: Recipe, name: str, saved: Mapping[str, Any]) -> str:
     """The line of the prompt that is used, with what of it the model was not trained with."""
-    policy = stage(name, keep=recipe.keep, group=recipe.group, p=recipe.p).final
+    policy = recipe.stage(name).final
     read = [*_PROMPT, *(key for key, stages in _STAGES_WITH.items() if name in stages)]
     changed = [key for key in read if key in saved and getattr(recipe, key) != saved[key]]
     shown = [f"{key} {getattr(recipe, key)!r} (the model's: {saved[key]!r})" for key in changed]
-    return printable("; ".join([prompt_line(policy, recipe.max_items or None), *shown]))
+    return printable("; ".join([prompt_line(policy, recipe.max_items or None, recipe.items_step), *shown]))
 
 
 def _option(field: Any) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def of_packer(packer: Packer) -> Fingerprint:
         "prompt": _digest((prompt.prefix, prompt.suffix, marks)),
         "policy": plain(packer.policy),
         "max_items": packer.max_items,
-        "step": packer.step,
+        "items_step": packer.step,
     }
 
 

@@ -24,11 +24,14 @@ from typing import Any, get_args, get_type_hints
 
 from .._files import write
 from ..layout.config import INSTRUCTION, SYSTEM
-from .stages import STAGES
+from ..layout.policies import Anchor
+from .stages import STAGES, Stage, stage
 
 FOLDER = Path(__file__).parent / "recipes"
 _SOME = 1e-9  # more than nothing
 _MANY = 2**31 - 1  # more than anybody has of anything that is counted
+POLICY_KEYS = {"step": "patch_step"}
+"""The key of a policy's field where it has another name."""
 BUILT_IN = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 
 
@@ -54,6 +57,9 @@ class Recipe:
     max_items: int = _key(100, "K: newest items of a history that a prompt holds; 0 for all", 0)
     keep: int = _key(5, "N: newest items that stay text (pft-i)", 0)
     group: int = _key(5, "g: items of a session (pft-s)", 1)
+    items_step: int = _key(1, "oldest items leave a prompt so many at a time: K to K + this - 1 are held", 1)
+    patch_step: int = _key(1, "titles become patches so many at a time (pft-i)", 1)
+    anchor: str = _key("newest", "which item sessions are counted from (pft-s): newest, or oldest, and none changes")
     p: float | None = _key(None, "constant probability of a patch (pretrain), of leaving out (dropout)", 0, 1)
 
     learning_rate: float = _key(1e-5, "peak of the learning rate", 0)
@@ -75,7 +81,7 @@ class Recipe:
     compile: bool = _key(False, "torch.compile the model")
     attention: str = _key("auto", "as patchrec_fast.attach takes it")
     share: bool | None = _key(
-        None, "compute the rows before the history once a micro-batch; by default where the attention is ours"
+        None, "compute what prompts begin with alike once a micro-batch; by default where the attention is ours"
     )
     workers: int = _key(0, "processes that pack batches ahead", 0, 1024)
     lora: bool = _key(False, "train low-rank adapters, merged into the model at the end")
@@ -96,6 +102,10 @@ class Recipe:
             _check(field.name, getattr(self, field.name), TYPES[field.name], **field.metadata)
         if (self.batch is None) == (self.rows is None):
             raise ValueError(f"batch, rows: expected one of them, got batch={self.batch}, rows={self.rows}")
+        if self.anchor not in get_args(Anchor):
+            raise ValueError(f"anchor: expected {' or '.join(get_args(Anchor))}, got {self.anchor!r}")
+        if self.items_step > 1 and not self.max_items:
+            raise ValueError(f"items_step: got {self.items_step}, but max_items is 0, so no item ever leaves")
         if self.warmup >= 1:
             raise ValueError(f"warmup: expected a fraction below 1, got {self.warmup}")
         for name in ("log_steps", "eval_steps", "save_steps"):
@@ -110,6 +120,11 @@ class Recipe:
             if given.get(one) is not None:
                 given.setdefault(other, None)
         return dataclasses.replace(self, **given)
+
+    def stage(self, name: str) -> Stage:
+        """The stage of a name with the recipe's numbers."""
+        own = {key: getattr(self, key) for key in ("keep", "group", "p", "patch_step", "anchor")}
+        return stage(name, **own)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a TOML file that `load` reads back as this recipe; whole or not at all."""

@@ -36,7 +36,6 @@ from .batches import MicroBatches
 from .folder import RECIPE, RESULT, check_new, check_recipe, check_same, load_result, load_run, start
 from .recipes import Recipe
 from .stages import Stage
-from .stages import stage as make_stage
 from .start import TINY, add_adapters, open_data, open_model, some
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def train(
         FloatingPointError: a loss that is not finite; the message names the file that holds the batch.
     """
     folder = Path(out)
-    chosen = make_stage(stage, keep=recipe.keep, group=recipe.group, p=recipe.p)
+    chosen = recipe.stage(stage)
     main = int(os.environ.get("RANK", 0)) == 0
     run: dict[str, Any] = {
         "stage": stage,
@@ -158,7 +157,8 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
     set_seed(recipe.seed)  # rows added to the embeddings, and adapters, begin at random
     model, tokenizer = open_model(run["model"], run["tokenizer"], dataset.titles, recipe)
     max_items = recipe.max_items or None
-    settings = PromptConfig(recipe.instruction, recipe.system or None, recipe.separators, stage.final, max_items)
+    words = recipe.instruction, recipe.system or None, recipe.separators
+    settings = PromptConfig(*words, stage.final, max_items, recipe.items_step)
     packer = settings.packer(dataset.titles, tokenizer)
     began_with = _began_with(run, model, tokenizer, dataset, packer)
     packer.plan = torch.cuda.is_available()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..layout import Dropout, ItemPatches, Policy, RandomItemPatches, SessionPatches, Text
+from ..layout.policies import Anchor
 
 STAGES = ("text", "pretrain", "pft-i", "pft-s", "dropout")
 
@@ -45,7 +46,15 @@ class Stage:
         return self.final if self.draw is None else Text()
 
 
-def stage(name: str, *, keep: int = 5, group: int = 5, p: float | None = None) -> Stage:
+def stage(
+    name: str,
+    *,
+    keep: int = 5,
+    group: int = 5,
+    p: float | None = None,
+    patch_step: int = 1,
+    anchor: Anchor = "newest",
+) -> Stage:
     """A stage by its name.
 
     "text" is the uncompressed baseline. "pft-i" and "pft-s" are patch fine-tuning on item and on session patches.
@@ -61,9 +70,11 @@ def stage(name: str, *, keep: int = 5, group: int = 5, p: float | None = None) -
         keep: the newest items that "pft-i" keeps as text; the paper's N.
         group: the items of a session of "pft-s"; the paper's g.
         p: a constant probability for "pretrain" and "dropout", in place of the rising one.
+        patch_step: `ItemPatches.step` of "pft-i".
+        anchor: `SessionPatches.anchor` of "pft-s".
 
     Raises:
-        ValueError: an unknown name; keep, group or p out of range.
+        ValueError: an unknown name; keep, group, p, patch_step or anchor out of range.
         TypeError: keep or group that is not an int, p that is not a number.
     """
     if name == "text":
@@ -73,7 +84,7 @@ def stage(name: str, *, keep: int = 5, group: int = 5, p: float | None = None) -
     if name == "dropout":
         return Stage(name, Text(), Dropout, p, twin=True)
     if name == "pft-i":
-        return Stage(name, ItemPatches(keep))
+        return Stage(name, ItemPatches(keep, patch_step))
     if name == "pft-s":
-        return Stage(name, SessionPatches(group))
+        return Stage(name, SessionPatches(group, anchor))
     raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {name!r}")

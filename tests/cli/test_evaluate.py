@@ -178,6 +178,8 @@ def test_more_than_anybody_lists(run):
 @pytest.mark.parametrize(
     ("flags", "policy", "max_items"),
     [
+        (["--anchor", "oldest"], pf.SessionPatches(5, anchor="oldest"), 50),
+        (["--policy", "pft-i", "--patch-step", 3], pf.ItemPatches(5, step=3), 50),
         ([], pf.SessionPatches(5), 50),
         (["--group", 7], pf.SessionPatches(7), 50),
         (["--policy", "pft-s"], pf.SessionPatches(5), 50),
@@ -190,7 +192,7 @@ def test_flags_change_the_saved_policy_field_by_field(run, flags, policy, max_it
     status, shown, told = run(*flags, "--limit", 2, "--k", 3, "--json")
     assert status == 0
     found = json.loads(shown)
-    assert found["prompt"] == {"policy": repr(policy), "max_items": max_items}
+    assert found["prompt"] == {"policy": repr(policy), "max_items": max_items, "items_step": 1}
     assert (found["report"]["settings"]["policy"], found["report"]["settings"]["max_items"]) == (
         repr(policy),
         max_items,

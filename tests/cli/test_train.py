@@ -97,6 +97,9 @@ SAVED = [
     (PromptConfig("C [HISTORY_SEQUENCE].", separators=False, policy=Text(), max_items=3),
      {"separators": False, "max_items": 3}),
     (PromptConfig("D [HISTORY_SEQUENCE].", policy=Dropout(0.25)), {"p": 0.25}),
+    (PromptConfig("E [HISTORY_SEQUENCE].", policy=ItemPatches(5, step=4)), {"patch_step": 4}),
+    (PromptConfig("F [HISTORY_SEQUENCE].", policy=SessionPatches(5, anchor="oldest"), max_items=20, step=6),
+     {"anchor": "oldest", "max_items": 20, "items_step": 6}),
 ]  # fmt: skip
 
 
@@ -114,11 +117,13 @@ def test_what_a_model_was_trained_with_is_the_default_field_by_field(called, tmp
         Recipe().override({**kept, "epochs": 2, **file}),
     ]
     first, second = capsys.readouterr().err.splitlines()
-    items = {0: "all items"}.get(kept.get("max_items", 100), f"newest {kept.get('max_items', 100)} items")
-    policy = make_stage(stage, keep=kept.get("keep", 5), group=kept.get("group", 5)).final
+    most = f" to {kept['max_items'] + 5}" if "items_step" in kept else ""
+    items = {0: "all items"}.get(kept.get("max_items", 100), f"newest {kept.get('max_items', 100)}{most} items")
+    append_only = {key: kept[key] for key in ("patch_step", "anchor") if key in kept}
+    policy = make_stage(stage, keep=kept.get("keep", 5), group=kept.get("group", 5), **append_only).final
     assert first == f"prompt: {policy!r}, {items}"
     differ = [f"; {key} {value} (the model's: {kept[key]})" for key, value in file.items() if key in kept]
-    policy = make_stage(stage, keep=9, group=4).final
+    policy = make_stage(stage, keep=9, group=4, **append_only).final
     assert second == f"prompt: {policy!r}, {items}{''.join(differ)}"
 
 

@@ -38,24 +38,23 @@ LIMIT = 2**31 - CHUNK
 class Plan:
     """A batch's rows and its tokens grouped by id. T tokens, R rows, U distinct ids.
 
-    Forward:
+    Attributes:
         row_offsets: (R+1,) int32; row r holds the tokens row_offsets[r] to row_offsets[r+1].
             `~start` in place of `start` marks a row whose offsets are malformed (device only).
         token_weight: (T,) float32; 1 / (items of the token's row * tokens of its item).
         long_rows: (L,) int32; every row not in single_rows, most tokens first (device: unsorted).
         single_rows: (S,) int32; rows of one item of one token: copies (device: none, all are long).
-
-    Gradient, over the tokens sorted by id, in their own order where ids are equal:
-        grad_rows, grad_weight: (T,) int32 and (T,) float32; each token's row and weight.
+        grad_rows: (T,) int32; each token's row. This and the rest are for the gradient, over the tokens sorted by id,
+            in their own order where ids are equal.
+        grad_weight: (T,) float32; each token's weight.
         chunk_offsets: (C+1,) int32; ranges of grad_rows, one id and at most CHUNK tokens each.
         chunk_unit: (C,) int32; u >= 0: the chunk is all of distinct id number u; ~slot < 0: it is
             the partial sum number `slot` of a longer id; UNUSED: padding.
         unique_ids: (U,) int32; the distinct ids, ascending; -1: padding.
         merge_offsets: (M+1,) int32; ranges of partial sums, those of one id each.
         merge_unit: (M,) int32; the number of that distinct id; -1: padding.
-
-    max_id: the largest id, for checking against a table on the host; -1: no tokens;
-        None: not known without asking the device.
+        max_id: the largest id, for checking against a table on the host; -1: no tokens;
+            None: not known without asking the device.
     """
 
     row_offsets: Tensor
