@@ -97,9 +97,9 @@ SAVED = [
     (PromptConfig("C [HISTORY_SEQUENCE].", separators=False, policy=Text(), max_items=3),
      {"separators": False, "max_items": 3}),
     (PromptConfig("D [HISTORY_SEQUENCE].", policy=Dropout(0.25)), {"p": 0.25}),
-    (PromptConfig("E [HISTORY_SEQUENCE].", policy=ItemPatches(5, step=4)), {"patch_step": 4}),
+    (PromptConfig("E [HISTORY_SEQUENCE].", policy=ItemPatches(5, step=4)), {"keep": 5, "patch_step": 4}),
     (PromptConfig("F [HISTORY_SEQUENCE].", policy=SessionPatches(5, anchor="oldest"), max_items=20, step=6),
-     {"anchor": "oldest", "max_items": 20, "items_step": 6}),
+     {"group": 5, "anchor": "oldest", "max_items": 20, "items_step": 6}),
 ]  # fmt: skip
 
 
