@@ -138,6 +138,7 @@ def test_segments(shape: Shape, mode: str, settings: Settings, record: Recorder,
     peaks = {name: machine.peak_megabytes(lambda call=call: call(0)) for name, call in calls.items()}  # type: ignore[misc]
     rounds = settings.rounds or {"min_rounds": 3, "max_rounds": 15, "budget": 20.0}
     timings = harness.measure(calls, **rounds)
+    ratios = harness.ratios(timings, [name for name in calls if name != OURS])
     rows: list[Row] = [
         {
             "contestant": timing.name,
@@ -146,7 +147,7 @@ def test_segments(shape: Shape, mode: str, settings: Settings, record: Recorder,
             "p80_ms": round(timing.milliseconds(0.8), 2),
             "rounds": len(timing.seconds),
             "contended": timing.contended,
-            "ours_faster": round(timings[0].times_faster_than(timing), 2),
+            "ratio": round(ratios[timing.name], 2),
             "peak_mb": round(peaks[timing.name], 1),
         }
         for timing in timings

@@ -85,19 +85,25 @@ def ratios(timings: list[Timing], peers: list[str]) -> dict[str, float]:
 
 def sample(call: Call, round_: int) -> tuple[float, bool]:
     """(seconds, disturbed) of one call; of disturbed samples alone, the one that lost least."""
-    alone = torch.get_num_threads() == 1
     tries = []
     for _ in range(1 + RETRIES):
-        flush_cache()
-        cpu, waited, began = time.thread_time(), _waited(), time.perf_counter()
-        result = call(round_)
-        seconds = time.perf_counter() - began
-        lost = seconds - (time.thread_time() - cpu) if alone else _waited() - waited
-        del result
-        if lost <= LOST_SHARE * seconds:
+        seconds, lost = once(call, round_)
+        if lost <= LOST_SHARE:
             return seconds, False
-        tries.append((lost / seconds, seconds))
+        tries.append((lost, seconds))
     return min(tries)[1], True
+
+
+def once(call: Call, round_: int) -> tuple[float, float]:
+    """(seconds, the share of them that others took) of one call, for one that cannot be taken again."""
+    alone = torch.get_num_threads() == 1
+    flush_cache()
+    cpu, waited, began = time.thread_time(), _waited(), time.perf_counter()
+    result = call(round_)
+    seconds = time.perf_counter() - began
+    lost = seconds - (time.thread_time() - cpu) if alone else _waited() - waited
+    del result
+    return seconds, lost / seconds
 
 
 def _waited() -> float:

@@ -77,15 +77,33 @@ def segments(rows: list[Row], speeds: dict[str, float]) -> str:
     """Shape and mode down, a line a contestant."""
     lines = [
         _origin(rows),
-        "one layer's attention; `ours faster`: median of per-round ratios; peak: resident memory that the call adds",
+        "one layer's attention; `faster`: than the best peer, median of per-round ratios; peak: resident memory",
+        "that the call adds",
         "",
-        f"{'shape':42}{'mode':18}{'rows':>7}  {'':24}{'median ms':>12}{'ours faster':>13}{'peak MB':>10}{'rounds':>8}",
+        f"{'shape':42}{'mode':18}{'rows':>7}  {'':24}{'median ms':>12}{'faster':>13}{'peak MB':>10}{'rounds':>8}",
     ]
     for row in rows:
         ms = float(row["median_ms"])
         lines.append(
             f"{row['shape']:42}{row['mode']:18}{row['rows']:>7}  {row['contestant']:24}{ms:>12,.1f}"
-            f"{float(row['ours_faster']):>12.2f}x{float(row['peak_mb']):>10,.0f}{row['rounds']:>8}"
+            f"{float(row['ratio']):>12.2f}x{float(row['peak_mb']):>10,.0f}{row['rounds']:>8}"
+        )
+    return "\n".join(lines)
+
+
+def visits(rows: list[Row], speeds: dict[str, float]) -> str:
+    """Policy down, a line a contestant."""
+    lines = [
+        _origin(rows),
+        "one user's visit; reused: share of the prompts' rows that were not read; `faster`: than a fresh call, median",
+        "of per-visit ratios",
+        "",
+        f"{'policy':38}{'rows':>6}  {'':16}{'median ms':>11}{'faster':>9}{'reused':>9}{'visits':>8}",
+    ]
+    for row in rows:
+        lines.append(
+            f"{row['policy']:38}{row['rows']:>6}  {row['contestant']:16}{float(row['median_ms']):>11,.1f}"
+            f"{float(row['ratio']):>8.2f}x{float(row['reused_share']):>9.1%}{row['rounds']:>8}"
         )
     return "\n".join(lines)
 
@@ -130,4 +148,5 @@ FORMATS: dict[str, Callable[[list[Row], dict[str, float]], str]] = {
     "packing": packing,
     "segments": segments,
     "train": train,
+    "visits": visits,
 }
