@@ -255,6 +255,27 @@ def test_a_prompt_longer_than_the_model(make_model, sample, share, monkeypatch):
         short(batch)
 
 
+@pytest.mark.parametrize(
+    ("rope", "limit"),
+    [
+        ({"rope_type": "default"}, 100),
+        ({"rope_type": "dynamic", "factor": 2.0}, 200),
+        ({"rope_type": "linear", "factor": 2.0}, 100),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 50}, 200),
+    ],
+    ids=lambda value: str(value),
+)
+def test_how_many_positions_a_model_has(make_model, rope, limit, monkeypatch):
+    """Rotary embeddings that are stretched reach further than `max_position_embeddings` says."""
+    monkeypatch.setattr(positions, "_warned", set())
+    model = make_model("llama", max_position_embeddings=100, rope_parameters={"rope_theta": 10000.0, **rope})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        positions.check_length(model, limit)
+    with pytest.warns(UserWarning, match=f"{limit + 1} rows.*{limit} positions"):
+        positions.check_length(model, limit + 1)
+
+
 def test_a_prompt_longer_than_a_table_of_positions():
     made, model = sweep.packer(), sweep.build("GPT2LMHeadModel", n_positions=20)
     attach(model)

@@ -264,6 +264,8 @@ class TestErrors:
             ([[1], [2, 99_999]], ValueError, "item_ids: 99999 is not in the catalogue"),
             ([[1], [-1]], ValueError, "histories: expected no negative number, got -1"),
             ([[1.5]], TypeError, "histories: expected integers, got float64"),
+            ([[True, 2]], TypeError, r"histories: expected integers, got True \(bool\)"),
+            ([[np.True_, 2]], TypeError, "histories: expected integers, got .*True"),
             ([["1"]], TypeError, "histories: expected a list with one sequence|expected integers"),
             (["12"], TypeError, "histories: expected a list with one sequence of item ids"),
             ([1, 2], TypeError, "histories: expected a list with one sequence of item ids"),
