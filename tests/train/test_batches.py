@@ -248,7 +248,7 @@ def test_a_bad_sample_is_found_before_training(sample):
 
 def test_samples_are_checked(sample):
     histories, targets = sample.train
-    with pytest.raises(TypeError, match=r"samples: expected data.Samples, got list"):
+    with pytest.raises(TypeError, match=r"samples: expected data.Samples or train.Passes, got list"):
         MicroBatches([1, 2], sample.packer, stage("text"), sequences=2)
     with pytest.raises(ValueError, match="samples: got 120 histories and 119 targets"):
         MicroBatches(Samples(histories, targets[1:]), sample.packer, stage("text"), sequences=2)
