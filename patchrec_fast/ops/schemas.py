@@ -19,6 +19,12 @@ LIBRARY.define(
     f"varlen_attention_backward(Tensor grad, {_QKV}, Tensor out, Tensor lse, {_SEQUENCES}) -> (Tensor, Tensor, Tensor)"
 )
 
+_FOREST = "Tensor cu_seqlens, Tensor parent, Tensor visible, float scale, int? window, float? softcap"
+LIBRARY.define(f"segment_attention({_QKV}, {_FOREST}) -> (Tensor, Tensor)")
+LIBRARY.define(
+    f"segment_attention_backward(Tensor grad, {_QKV}, Tensor out, Tensor lse, {_FOREST}) -> (Tensor, Tensor, Tensor)"
+)
+
 _LINEAR = "Tensor hidden, Tensor weight, Tensor? bias, Tensor labels"
 LIBRARY.define(f"linear_cross_entropy({_LINEAR}, int block) -> (Tensor, Tensor)")
 LIBRARY.define(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import flex, reference
-from . import schema as _registered  # noqa: F401
+from . import operator as _registered  # noqa: F401
 from .segments import Segments
 
 IMPLS = ("auto", "cpu", "flex", "reference")

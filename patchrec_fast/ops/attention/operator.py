@@ -6,18 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..schemas import LIBRARY
 from . import cpu
 
-_QKV = "Tensor query, Tensor key, Tensor value"
-_FOREST = "Tensor cu_seqlens, Tensor parent, Tensor visible, float scale, int? window, float? softcap"
-
-_LIBRARY = torch.library.Library("patchrec_fast", "FRAGMENT")
-_LIBRARY.define(f"segment_attention({_QKV}, {_FOREST}) -> (Tensor, Tensor)")
-_LIBRARY.define(
-    f"segment_attention_backward(Tensor grad, {_QKV}, Tensor out, Tensor lse, {_FOREST}) -> (Tensor, Tensor, Tensor)"
-)
-_LIBRARY.impl("segment_attention", cpu.forward, "CPU")
-_LIBRARY.impl("segment_attention_backward", cpu.backward, "CPU")
+LIBRARY.impl("segment_attention", cpu.forward, "CPU")
+LIBRARY.impl("segment_attention_backward", cpu.backward, "CPU")
 
 
 @torch.library.register_fake("patchrec_fast::segment_attention")
