@@ -13,6 +13,7 @@ reaches `patchrec_fast.hf.attention.attend` in each layer. A packed call leaves 
 after `begin` appends and attends. transformers' own cache is not used.
 """
 
+from abc import ABC, abstractmethod
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -56,7 +57,7 @@ class Known(NamedTuple):
     layers: Layers | None  # has them, or more; None: the first prompt of the call, which has all of its own
 
 
-class PromptCache:
+class PromptCache(ABC):
     """Keys and values of the prompts of one batch, all layers.
 
     Attributes:
@@ -101,6 +102,7 @@ class PromptCache:
         out = self._attend(layer, query, key, value, scale, window, softcap)
         return out if out.shape[-1] == width else out[..., :width]
 
+    @abstractmethod
     def _attend(
         self,
         layer: int,
@@ -111,7 +113,7 @@ class PromptCache:
         window: int | None,
         softcap: float | None,
     ) -> Tensor:  # (1, n, Hq, D)
-        raise NotImplementedError
+        """The same, where queries, keys and values are of one width."""
 
     def _whole(self, layer: int, which: int, rows: Tensor) -> Tensor:
         """The keys or values of whole prompts, of those of the call's rows."""

@@ -235,7 +235,7 @@ def _bring(module: nn.Module, stack: ExitStack) -> None:
 def _pieces(tensor: Tensor) -> Iterator[Tensor]:
     """The plain tensors on the CPU, contiguous, that a tensor of any kind consists of."""
     if tensor.is_meta:
-        raise NotImplementedError("a meta tensor has no content")
+        raise ValueError("a meta tensor has no content")
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
         inner = [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
     elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
