@@ -113,6 +113,8 @@ def _check_flags(flags: Mapping[str, Any], recipe: Recipe, options: argparse.Nam
             raise ValueError(f"{flag}: --stage {options.stage} has none, expected --stage {' or '.join(stages)}")
         if name in ("hidden", "layers", "heads") and options.model != TINY:
             raise ValueError(f"{flag}: --model {options.model} has a size of its own, expected --model {TINY}")
+        if name == "targets_per_pass" and recipe.by == "prompt":
+            raise ValueError(f"{flag}: --by prompt reads one target at a time, expected --by user or auto")
         if name == "lora_rank" and not recipe.lora:
             raise ValueError(f"{flag}: without --lora there are no adapters, expected both or none")
 
@@ -147,5 +149,8 @@ def _quiet() -> None:
 def _summary(result: dict[str, Any]) -> str:
     given = result["val_loss"] is not None
     losses = f"{result['first_val_loss']:.3f} -> {result['val_loss']:.3f}" if given else "none"
-    speed = f"{result['tokens_per_second']:,.0f} tokens/s"
-    return f"{printable(result['out'])}: {result['stage']}, {result['steps']} steps, validation loss {losses}, {speed}"
+    speed = f"{result['tokens_per_second']:,.0f} rows/s"
+    if (targets := result.get("targets_per_second")) is not None:  # older runs do not say
+        speed += f", {targets:,.1f} targets/s"
+    kind = f"{result['stage']} by {result.get('by', 'prompt')}, {result['steps']} steps"
+    return f"{printable(result['out'])}: {kind}, validation loss {losses}, {speed}"

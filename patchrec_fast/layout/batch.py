@@ -192,6 +192,19 @@ class PackedBatch:
                 inputs |= {"supervised_labels": targets.unsqueeze(0), "distinct_rows": rows.unique()}
         return inputs
 
+    def with_targets(self, rows: Tensor, before: Tensor) -> PackedBatch:
+        """A copy that learns rows of text.
+
+        Args:
+            rows: (N,) int64, whose tokens are learnt; one may come several times.
+            before: (N,) int64, the row before each in its prompt.
+        """
+        targets = self.ids[self.offsets[0][self.offsets[1][rows]]].long()
+        labels = torch.full_like(self.position_ids, -100)
+        labels[rows] = targets
+        whole = {"cu_seqlens": self._bounds, "max_seqlen": self.most_rows}
+        return replace(self, labels=labels, supervised_rows=before, targets=targets, **cast(Any, whole))
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """A copy on `device`; the host does not wait with `non_blocking` from pinned memory."""
         return self._map(lambda part: part.to(device, non_blocking=non_blocking))

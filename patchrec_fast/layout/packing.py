@@ -167,7 +167,7 @@ class Packer:
                 sequence; other numbers of places than users; no targets at all.
         """
         flat, offsets = flatten(sequences)
-        start, counts = _places(np.diff(offsets), first, last)  # (U,)
+        start, counts = target_places(np.diff(offsets), first, last)  # (U,)
         target = counting(offsets[:-1] + start, counts)  # (B,) places in `flat`
         before = counting(start, counts)  # (B,) items
         lengths = how_many(before, self.max_items, self.step)
@@ -283,7 +283,7 @@ def check_step(step: int, max_items: int | None) -> None:
         raise ValueError(f"step: got {step} without max_items, so no item ever leaves; give max_items too")
 
 
-def _places(
+def target_places(
     lengths: NDArray[np.int64], first: ArrayLike, last: ArrayLike
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(U,) each user's first target, and how many there are."""

@@ -21,8 +21,9 @@ from .._check import check_count
 from ..data import Samples
 from ..layout import Assignment, PackedBatch, Packer, Policy, Text
 from ..layout.history import History
+from ..layout.titles import pack_titles
 from ..ragged import Ragged, to_offsets
-from .balance import balanced, split_by_count, split_by_rows
+from .balance import balanced, fill, split_by_count
 from .by_user import Passes
 from .stages import Stage
 
@@ -80,8 +81,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
                 a sample here is then said of a pass, and a random policy draws an item's patch once a pass.
             packer: its catalogue, prompt, max_items, step, plan and share are used; its policy is the stage's.
             stage: the policy of each step.
-            sequences: samples of a micro-batch, at most; steps have nearly equal numbers of them. With a twin, each
-                makes two sequences. Passes are as long as they are: for them, `rows`.
+            sequences: targets of a micro-batch, at most, each with its prompt; with a twin, each makes two sequences.
+                Steps have nearly equal numbers of them; in passes, they are filled one after another.
             rows: instead of `sequences`, the rows that a micro-batch may have, twins included; never exceeded. For
                 a random policy, rows are counted as if all were text.
             accumulation: micro-batches of a process in one optimizer step.
@@ -93,16 +94,15 @@ class MicroBatches(Dataset[dict[str, Any]]):
 
         Raises:
             TypeError, ValueError: an argument out of range; both or neither of `sequences` and `rows`; fewer samples
-                than world_size * accumulation; a sample of more than `rows` rows; ids that the catalogue does not
-                have.
+                than world_size * accumulation; a sample of more than `rows` rows, a pass of more than `sequences`
+                targets; a stage that learns titles in their history, and samples that are no passes; ids that the
+                catalogue does not have.
         """
         by_rows, most = _limit(sequences, rows)
         for name, value in (("accumulation", accumulation), ("world_size", world_size), ("epochs", epochs)):
             check_count(name, value, minimum=1)
         check_count("seed", seed, minimum=0)
-        _check_samples(samples, accumulation, world_size)
-        if isinstance(samples, Passes) and not by_rows:
-            raise ValueError(f"sequences: passes are filled to a number of rows; give rows, not {sequences} sequences")
+        _check_samples(samples, stage, accumulation, world_size)
         self.samples = samples
         self.packer = packer
         self.stage = stage
@@ -111,30 +111,31 @@ class MicroBatches(Dataset[dict[str, Any]]):
         self.seed = seed
         self.evaluation = evaluation
 
-        lengths, once = self._lengths()  # (S,)
-        if by_rows and (longest := int(lengths.max()) + once) > most:
-            raise ValueError(
-                f"rows: got {most}, but sample {lengths.argmax()} alone has {longest}"
-                f"{', its twin included' if self._twin else ''}; give more, or fewer max_items to the packer"
-            )
+        filled = by_rows or isinstance(samples, Passes)
+        if isinstance(samples, Passes):
+            packer.catalogue.index(samples.held(packer))  # unknown items are found now, not at some step
+        weights, once = self._lengths() if by_rows or not filled else (self._counts(), 0)  # (S,)
+        if filled and (largest := int(weights.max()) + once) > most:
+            raise ValueError(self._too_large(by_rows, most, int(weights.argmax()), largest))
         parts = accumulation * world_size
         dealt, counts = [], []  # by step
         for epoch in range(epochs):
             order = self._epoch(epoch)
-            rows_of = lengths[order]
-            starts = split_by_rows(rows_of, parts, most - once) if by_rows else split_by_count(len(order), parts, most)
+            own = weights[order]
+            starts = fill(own, parts, most - once) if filled else split_by_count(len(order), parts, most)
             for first, last in pairwise(starts):
-                within, counted = balanced(rows_of[first:last], parts)
+                within, counted = balanced(own[first:last], parts)
                 dealt.append(order[first:last][within])
                 counts.append(counted)
         if steps is not None:
             check_count("steps", steps, minimum=1)
             if steps > len(dealt):
                 raise ValueError(f"steps: expected at most the {len(dealt)} of {epochs} epochs, got {steps}")
-        self.left_out = epochs * len(lengths) - sum(map(len, dealt))
+        self.left_out = epochs * len(weights) - sum(map(len, dealt))
         self.optimizer_steps = len(dealt) if steps is None else steps
         self._order = np.concatenate(dealt[:steps])
         self._starts = to_offsets(np.concatenate(counts[:steps]))  # (len(self) + 1,)
+        self._targets = to_offsets(self._counts()[self._order])[self._starts[::parts]]  # (optimizer_steps + 1,)
 
     def __len__(self) -> int:
         """Micro-batches of all processes and epochs, a multiple of world_size * accumulation."""
@@ -157,13 +158,22 @@ class MicroBatches(Dataset[dict[str, Any]]):
             seed=(self.seed, _PATCHES, number),
         )
 
+    @property
+    def number_of_targets(self) -> int:
+        """Of an epoch."""
+        return int(self._counts().sum())
+
+    def targets(self, steps: int) -> int:
+        """How many the first `steps` optimizer steps learn, in all processes."""
+        return int(self._targets[steps])
+
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Micro-batch `number` as the model's keyword arguments, `PackedBatch.model_inputs`."""
         one = self.describe(number)
         policy = self.stage.final if self.evaluation else self.stage.policy(one.progress)
         samples = np.tile(one.samples, 2) if self._twin else one.samples
         packer = _with_policy(self.packer, _Twin(policy) if self._twin else policy)
-        return _pack(packer, self.samples, samples, np.random.default_rng(one.seed)).model_inputs()
+        return self._packed(packer, samples, np.random.default_rng(one.seed)).model_inputs()
 
     @staticmethod
     def collate(elements: list[dict[str, Any]]) -> dict[str, Any]:
@@ -180,9 +190,14 @@ class MicroBatches(Dataset[dict[str, Any]]):
     def _twin(self) -> bool:
         return self.stage.twin and not self.evaluation
 
+    def _counts(self) -> NDArray[np.int64]:
+        """(S,) the targets of each sample."""
+        one = np.ones(count_samples(self.samples), np.int64)
+        return self.samples.counts if isinstance(self.samples, Passes) else one
+
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         """(S,): the order of an epoch's samples."""
-        count = _count(self.samples)
+        count = count_samples(self.samples)
         return (
             np.arange(count)
             if self.evaluation
@@ -194,16 +209,37 @@ class MicroBatches(Dataset[dict[str, Any]]):
         packer = _with_policy(self.packer, self.stage.final if self.evaluation else self.stage.longest)
         packer.plan = False
         once = len(packer.prompt.prefix) if packer.share else 0
-        count = _count(self.samples)
+        count = count_samples(self.samples)
         if isinstance(self.samples, Passes):
-            rows = [len(_pack(packer, self.samples, np.array([place])).position_ids) for place in range(count)]
+            rows = [len(self._packed(packer, np.array([place])).position_ids) for place in range(count)]
             lengths = np.array(rows, np.int64)
         else:
             packer.share = False
             bounds = [*range(0, count, _SAMPLES_AT_ONCE), count]
-            ends = [_pack(packer, self.samples, np.arange(*pair)).cu_seqlens.numpy() for pair in pairwise(bounds)]
+            ends = [self._packed(packer, np.arange(*pair)).cu_seqlens.numpy() for pair in pairwise(bounds)]
             lengths = np.concatenate([np.diff(end) for end in ends]).astype(np.int64)
         return (lengths - once) * (2 if self._twin else 1), once
+
+    def _packed(
+        self, packer: Packer, places: NDArray[np.int64], seed: np.random.Generator | None = None
+    ) -> PackedBatch:
+        """The samples at `places` as one batch."""
+        if isinstance(self.samples, Samples):
+            return packer.pack(*take(self.samples, places), seed=seed)
+        some = self.samples.take(places)
+        if self.stage.titles:
+            return pack_titles(packer, some.sequences, some.first, some.last)
+        return packer.pack_targets(some.sequences, some.first, some.last, seed=seed)
+
+    def _too_large(self, by_rows: bool, most: int, place: int, size: int) -> str:
+        if not by_rows:
+            return f"sequences: got {most}, but pass {place} has {size} targets; give more, or passes of fewer"
+        passes = isinstance(self.samples, Passes)
+        return (
+            f"rows: got {most}, but {'pass' if passes else 'sample'} {place} alone has {size}"
+            f"{', its twin included' if self._twin else ''}; give more, or "
+            f"{'passes of fewer targets, or ' if passes else ''}fewer max_items to the packer"
+        )
 
 
 class _Twin:
@@ -230,10 +266,12 @@ def _limit(sequences: int | None, rows: int | None) -> tuple[bool, int]:
     raise ValueError(f"sequences, rows: expected one of them, got {sequences!r} and {rows!r}")
 
 
-def _check_samples(samples: Samples | Passes, accumulation: int, world_size: int) -> None:
+def _check_samples(samples: Samples | Passes, stage: Stage, accumulation: int, world_size: int) -> None:
     if not isinstance(samples, Samples | Passes):
         raise TypeError(f"samples: expected data.Samples or train.Passes, got {type(samples).__name__}")
-    count = _count(samples)
+    if stage.titles and not isinstance(samples, Passes):
+        raise TypeError(f"samples: stage {stage.name!r} learns runs of titles, expected train.Passes, got Samples")
+    count = count_samples(samples)
     if isinstance(samples, Samples) and (histories := len(samples.histories[1]) - 1) != count:
         raise ValueError(f"samples: got {histories} histories and {count} targets")
     if count < accumulation * world_size:
@@ -243,18 +281,8 @@ def _check_samples(samples: Samples | Passes, accumulation: int, world_size: int
         )
 
 
-def _count(samples: Samples | Passes) -> int:
+def count_samples(samples: Samples | Passes) -> int:
     return len(samples.targets if isinstance(samples, Samples) else samples.user)
-
-
-def _pack(
-    packer: Packer, samples: Samples | Passes, places: NDArray[np.int64], seed: np.random.Generator | None = None
-) -> PackedBatch:
-    """The samples at `places` as one batch."""
-    if isinstance(samples, Samples):
-        return packer.pack(*take(samples, places), seed=seed)
-    some = samples.take(places)
-    return packer.pack_targets(some.sequences, some.first, some.last, seed=seed)
 
 
 def _with_policy(packer: Packer, policy: Policy) -> Packer:

@@ -4,6 +4,7 @@
 import csv
 import io
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +36,14 @@ class Curves(TrainerCallback):
     dropped, as it will come by them again.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, targets: Callable[[int], int]) -> None:
+        """Set up.
+
+        Args:
+            targets: how many the first so many optimizer steps learn (`MicroBatches.targets`).
+        """
         self.points: list[Point] = []
+        self._targets = targets
         self._path = path
         self._tokens = 0  # of this process, not yet in a point
         self._seconds = 0.0
@@ -47,9 +54,11 @@ class Curves(TrainerCallback):
         return next((point for point in reversed(self.points) if point.split == split), None)
 
     @property
-    def speed(self) -> float:
-        """Tokens a second, over the whole run."""
-        return self.points[-1].tokens / self.points[-1].seconds if self.points and self.points[-1].seconds else 0.0
+    def speed(self) -> tuple[float, float]:
+        """Rows and targets a second, over the whole run."""
+        if not self.points or not (seconds := self.points[-1].seconds):
+            return 0.0, 0.0
+        return self.points[-1].tokens / seconds, self._targets(self.points[-1].step) / seconds
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
@@ -103,7 +112,7 @@ class Curves(TrainerCallback):
 
 
 class Bar(TrainerCallback):
-    """A bar with the losses and tokens a second; nothing where stderr is not a terminal.
+    """A bar with the losses, and the rows and targets a second; nothing where stderr is not a terminal.
 
     transformers' own, one a checkpoint, are off meanwhile: they would tear it.
     """
@@ -123,7 +132,8 @@ class Bar(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         losses = {split: self._curves.last(split) for split in SPLITS}
         shown = {split: f"{point.loss:.3f}" for split, point in losses.items() if point}
-        self._bar.set_postfix({**shown, "tokens/s": f"{self._curves.speed:,.0f}"})
+        rows, targets = self._curves.speed
+        self._bar.set_postfix({**shown, "rows/s": f"{rows:,.0f}", "targets/s": f"{targets:,.1f}"})
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._bar.close()

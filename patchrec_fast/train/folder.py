@@ -91,7 +91,7 @@ def load_result(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: a damaged file.
     """
-    return dict(_json.load(path, _RESULT, "a result of patchrec-fast train"))
+    return dict(_json.load(path, _RESULT, "a result of patchrec-fast train"))  # of older runs too, which lack the rest
 
 
 def _is_of_a_start(name: str) -> bool:

@@ -25,6 +25,7 @@ from typing import Any, get_args, get_type_hints
 from .._files import write
 from ..layout.config import INSTRUCTION, SYSTEM
 from ..layout.policies import Anchor
+from .by_user import BY, TARGETS_PER_PASS
 from .stages import STAGES, Stage, stage
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -67,7 +68,11 @@ class Recipe:
     warmup: float = _key(0.05, "fraction of the steps in which the learning rate rises", 0)
     clip: float = _key(0.3, "largest norm of the gradient; 0 clips nothing", 0)
     weight_decay: float = _key(0.0, "AdamW's weight decay", 0)
-    batch: int | None = _key(64, "sequences an optimizer step, over all processes", 1)
+    by: str = _key("auto", "what is read at once: prompt, one target; user, a run of targets; auto, which is cheaper")
+    targets_per_pass: int | None = _key(
+        None, f"most targets of a user read at once; by default {TARGETS_PER_PASS}, in stage history max_items", 1
+    )
+    batch: int | None = _key(64, "targets an optimizer step, over all processes", 1)
     rows: int | None = _key(None, "instead of batch: rows that fill a micro-batch of one process", 1)
     accumulation: int = _key(1, "micro-batches an optimizer step of one process", 1)
     epochs: int = _key(1, "passes over the training split", 1, 10_000)
@@ -102,8 +107,9 @@ class Recipe:
             _check(field.name, getattr(self, field.name), TYPES[field.name], **field.metadata)
         if (self.batch is None) == (self.rows is None):
             raise ValueError(f"batch, rows: expected one of them, got batch={self.batch}, rows={self.rows}")
-        if self.anchor not in get_args(Anchor):
-            raise ValueError(f"anchor: expected {' or '.join(get_args(Anchor))}, got {self.anchor!r}")
+        for name, allowed in (("anchor", get_args(Anchor)), ("by", BY)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected {' or '.join(allowed)}, got {getattr(self, name)!r}")
         if self.items_step > 1 and not self.max_items:
             raise ValueError(f"items_step: got {self.items_step}, but max_items is 0, so no item ever leaves")
         if self.warmup >= 1:

@@ -25,18 +25,19 @@ import torch
 from .. import _json
 from .._files import write
 from .._lock import only_one
-from ..data import Dataset
+from ..data import Dataset, Samples
 from ..hf import Attachment, attach
 from ..hf.attention import KERNELS
 from ..layout import Packer
 from ..layout.config import PromptConfig
 from ..models import fingerprint
 from .arguments import trainer_arguments
-from .batches import MicroBatches
+from .batches import MicroBatches, count_samples
+from .by_user import Passes, passes
 from .folder import RECIPE, RESULT, check_new, check_recipe, check_same, load_result, load_run, start
 from .recipes import Recipe
 from .stages import Stage
-from .start import TINY, add_adapters, open_data, open_model, some
+from .start import TINY, add_adapters, chosen_by, of_split, open_data, open_model, targets_per_pass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
@@ -53,6 +54,7 @@ class _Run(NamedTuple):
     settings: PromptConfig
     attachment: Attachment
     samples: int
+    by: str
     began_with: dict[str, Any]
 
 
@@ -81,9 +83,9 @@ def train(
             A finished run is left as it is.
 
     Returns:
-        What `result.json` holds: stage, steps, samples, train_loss (the last one), val_loss and first_val_loss (nats a
-        supervised token; None where the data have no validation samples), tokens (rows learnt from), seconds (of
-        training alone), tokens_per_second, out.
+        What `result.json` holds: stage, steps, samples (targets of an epoch), by ("user" or "prompt"), train_loss (the
+        last one), val_loss and first_val_loss (nats a supervised token; None where the data have no validation
+        samples), tokens (rows learnt from), seconds (of training alone), tokens_per_second, targets_per_second, out.
 
     Raises:
         ImportError: accelerate, or peft for LoRA, is not installed.
@@ -166,8 +168,10 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
     packer.share = ours if recipe.share is None else recipe.share
     world_size = run["processes"]
     shape = _micro_batch(recipe, world_size)
-    samples = some(dataset.split("train", max_items), recipe.limit_train)
-    if not len(samples.targets):
+    most = targets_per_pass(recipe, stage, shape.get("sequences"))
+    by = chosen_by(recipe, stage, packer, passes(dataset, "train", most))
+    samples = of_split(dataset, "train", max_items, most if by == "user" else None, recipe.limit_train)
+    if not count_samples(samples):
         raise ValueError(f"data: {run['data']} has no training samples: its split 'train' is empty")
     batches = MicroBatches(
         samples,
@@ -180,7 +184,8 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
         steps=recipe.steps,
         seed=recipe.seed,
     )
-    validation = _validation(dataset, recipe, run, packer, stage, shape)
+    wanted = of_split(dataset, "val", max_items, most if by == "user" else None, recipe.limit_val)
+    validation = _validation(wanted, run, packer, stage, shape)
     arguments = TrainingArguments(
         **_arguments(recipe, folder, batches.optimizer_steps, evaluated=validation is not None),
         **trainer_arguments(batches),
@@ -193,7 +198,7 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
     if recipe.lora:
         model = add_adapters(model, tokenizer, recipe.lora_rank)
     attachment = attach(model, recipe.attention)
-    curves = Curves(folder / "curves.csv")
+    curves = Curves(folder / "curves.csv", batches.targets)
     trainer = CheckpointingTrainer(
         model,
         arguments,
@@ -206,7 +211,7 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
         keep=recipe.checkpoints,
     )
     trainer.remove_callback(PrinterCallback)
-    return _Run(trainer, curves, tokenizer, settings, attachment, len(samples.targets), began_with)
+    return _Run(trainer, curves, tokenizer, settings, attachment, batches.number_of_targets, by, began_with)
 
 
 def _began_with(run: dict[str, Any], model: Any, tokenizer: Any, dataset: Dataset, packer: Packer) -> dict[str, Any]:
@@ -230,11 +235,10 @@ def _began_with(run: dict[str, Any], model: Any, tokenizer: Any, dataset: Datase
 
 
 def _validation(
-    dataset: Dataset, recipe: Recipe, run: dict[str, Any], packer: Packer, stage: Stage, shape: dict[str, Any]
+    samples: Samples | Passes, run: dict[str, Any], packer: Packer, stage: Stage, shape: dict[str, Any]
 ) -> MicroBatches | None:
     """The micro-batches of validation; None, with a warning, where the data have no samples for it."""
-    samples = some(dataset.split("val", packer.max_items), recipe.limit_val)
-    count, world_size = len(samples.targets), run["processes"]
+    count, world_size = count_samples(samples), run["processes"]
     if not count:
         warnings.warn(f"{run['data']}: its split 'val' is empty; training goes without validation", stacklevel=4)
         return None
@@ -320,11 +324,13 @@ def _result(stage: str, folder: Path, run: _Run) -> dict[str, Any]:
         "stage": stage,
         "steps": run.trainer.state.global_step,
         "samples": run.samples,
+        "by": run.by,
         "train_loss": train and train.loss,
         "first_val_loss": losses[0] if losses else None,
         "val_loss": losses[-1] if losses else None,
         "tokens": points[-1].tokens,
         "seconds": points[-1].seconds,
-        "tokens_per_second": round(run.curves.speed, 1),
+        "tokens_per_second": round(run.curves.speed[0], 1),
+        "targets_per_second": round(run.curves.speed[1], 1),
         "out": str(folder),
     }

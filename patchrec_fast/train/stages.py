@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..layout import Dropout, ItemPatches, Policy, RandomItemPatches, SessionPatches, Text
 from ..layout.policies import Anchor
 
-STAGES = ("text", "pretrain", "pft-i", "pft-s", "dropout")
+STAGES = ("text", "pretrain", "pft-i", "pft-s", "dropout", "history")
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Stage:
         draw: makes a random policy of a probability, for stages whose steps are not packed as `final`.
         p: that probability; None lets it rise with the progress of training.
         twin: each sequence comes a second time as text, so that the loss is the mean of both.
+        titles: titles are learnt where they stand in a text history (`patchrec_fast.layout.titles`), several in one
+            prompt; none follows a prompt as its answer.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Stage:
     draw: Callable[[float], Policy] | None = None
     p: float | None = None
     twin: bool = False
+    titles: bool = False
 
     def __post_init__(self) -> None:
         self.policy(0.0)  # a wrong p is an error now, not at the first step
@@ -60,7 +63,9 @@ def stage(
     "text" is the uncompressed baseline. "pft-i" and "pft-s" are patch fine-tuning on item and on session patches.
     "pretrain" is patch pre-training: each item is a patch with probability p, and every such sequence has its text
     twin. "dropout" is the ablation of the paper's Table 4: pre-training with the chosen items left out instead. As
-    there, models of both are used, and validated, on text.
+    there, models of both are used, and validated, on text. "history" is not the paper's: every title is learnt where
+    it stands in a text history, the cheapest first stage of a model from scratch, which another stage then teaches to
+    answer.
 
     By default p = step / total, over the real number of optimizer steps and counted from 0: the first step is all
     text, and the last one has p = 1 - 1 / total. (The released trainer divides by -1 and never compresses.)
@@ -87,4 +92,6 @@ def stage(
         return Stage(name, ItemPatches(keep, patch_step))
     if name == "pft-s":
         return Stage(name, SessionPatches(group, anchor))
+    if name == "history":
+        return Stage(name, Text(), titles=True)
     raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {name!r}")

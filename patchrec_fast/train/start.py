@@ -11,22 +11,75 @@ import numpy as np
 
 from .. import models
 from ..data import Dataset, Samples, generate, load
-from ..layout import Prompt
+from ..layout import Packer, Prompt
 from ..layout.prompt import END, SEPARATOR, START
 from ..models import SAMPLE
 from .batches import take
+from .by_user import TARGETS_PER_PASS, Passes, passes, share_of_rows
 from .recipes import Recipe
+from .stages import Stage
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TINY = "tiny"
+_PAYS = 0.5  # of the rows of a prompt a target; beside them, targets of one user in a step teach less than others'
+_ALL = 2**31 - 1
 
 
 def open_data(data: str | os.PathLike[str]) -> Dataset:
     """`data.load`, or the generated dataset for "sample"."""
     return generate() if data == SAMPLE else load(data)
+
+
+def targets_per_pass(recipe: Recipe, stage: Stage, sequences: int | None) -> int:
+    """The most targets of a pass: what the recipe says, as far as a micro-batch of `sequences` has room for it."""
+    most = recipe.targets_per_pass
+    if most is None:
+        most = recipe.max_items or _ALL if stage.titles else TARGETS_PER_PASS
+    if stage.titles and recipe.max_items:
+        most = min(most, recipe.max_items)
+    return most if sequences is None else min(most, sequences)
+
+
+def chosen_by(recipe: Recipe, stage: Stage, packer: Packer, made: Passes) -> str:
+    """Whether a run is by "user" or by "prompt".
+
+    Args:
+        made: the passes of the training split.
+
+    Raises:
+        ValueError: what the recipe asks for cannot be.
+    """
+    if stage.titles:
+        if recipe.by == "prompt":
+            raise ValueError(f"by: stage {stage.name!r} learns many targets in one prompt, expected user, got 'prompt'")
+        return "user"
+    if recipe.by == "user" and not packer.share:
+        raise ValueError(
+            f"by: 'user' reads once what prompts share, which attention {recipe.attention!r} with share "
+            f"{recipe.share} does not; expected prompt, or attention 'auto'"
+        )
+    if recipe.by != "auto":
+        return recipe.by
+    pays = packer.share and len(made.user) and share_of_rows(made, packer, stage.longest) <= _PAYS
+    return "user" if pays else "prompt"
+
+
+def of_split(
+    dataset: Dataset, split: str, max_items: int | None, most: int | None, limit: int | None
+) -> Samples | Passes:
+    """What is learnt of a split, or `limit` targets of it.
+
+    Args:
+        max_items: of a history.
+        most: targets of a pass; None for a prompt each.
+    """
+    if most is not None:
+        made = passes(dataset, split, most)
+        return made if limit is None else made.some(limit)
+    return some(dataset.split(split, max_items), limit)
 
 
 def some(samples: Samples, limit: int | None) -> Samples:

@@ -30,7 +30,7 @@ def called(monkeypatch):
     def record(recipe, stage, **rest):
         calls.append((recipe, stage, rest))
         return {"out": "nowhere", "stage": stage, "steps": 1, "first_val_loss": 2.0, "val_loss": 1.0,
-                "tokens_per_second": 1234.5}  # fmt: skip
+                "by": "user", "tokens_per_second": 1234.5, "targets_per_second": 56.7}  # fmt: skip
 
     monkeypatch.setattr(command, "train", record)
     return calls
@@ -163,6 +163,7 @@ def test_a_number_of_the_model_that_is_absurd(called, tmp_path, capsys, field):
         ("--layers=4", "--model=folder", "--layers: --model folder has a size of its own", "--model=tiny"),
         ("--heads=4", "--model=folder", "--heads: --model folder has a size of its own", "--model=tiny"),
         ("--lora-rank=16", "--no-lora", "--lora-rank: without --lora", "--lora"),
+        ("--targets-per-pass=4", "--by=prompt", "--targets-per-pass: --by prompt reads one target", "--by=user"),
     ],
 )
 def test_a_flag_that_nothing_would_read(called, tmp_path, capsys, flag, wrong, message, right):
@@ -178,10 +179,16 @@ def test_a_flag_that_nothing_would_read(called, tmp_path, capsys, flag, wrong, m
 def test_one_line_for_people_or_for_programs(called, capsys, monkeypatch):
     cli.main(NEEDED)
     result = command.train(*called[0][:2])
-    assert capsys.readouterr().out == "nowhere: text, 1 steps, validation loss 2.000 -> 1.000, 1,234 tokens/s\n"
+    assert capsys.readouterr().out == (
+        "nowhere: text by user, 1 steps, validation loss 2.000 -> 1.000, 1,234 rows/s, 56.7 targets/s\n"
+    )
     monkeypatch.setattr(command, "train", lambda *_, **__: {**result, "out": "no\x1b[2Jwhere\n"})
     cli.main(NEEDED)
     assert capsys.readouterr().out.startswith(r"no\x1b[2Jwhere\n: text")
+    older = {name: value for name, value in result.items() if name not in ("by", "targets_per_second")}
+    monkeypatch.setattr(command, "train", lambda *_, **__: older)
+    cli.main(NEEDED)
+    assert capsys.readouterr().out.endswith("text by prompt, 1 steps, validation loss 2.000 -> 1.000, 1,234 rows/s\n")
     cli.main([*NEEDED, "--json"])
     [line] = capsys.readouterr().out.splitlines()
     assert json.loads(line)["val_loss"] == 1.0

@@ -17,29 +17,30 @@ from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 from transformers.distributed import DistributedConfig
 
 import patchrec_fast as pf
-from patchrec_fast.train import Guard, MicroBatches, stage, trainer_arguments
+from patchrec_fast.train import Guard, MicroBatches, passes, stage, trainer_arguments
 from tests.train.conftest import make_sample, make_tiny
 
 PARTS = 4  # micro-batches of a step
 
 
-def plan(sample, world_size):
+def plan(sample, world_size, by):
     packer = copy.copy(sample.packer)
     packer.share = True
+    by_user = by == "user"
     return MicroBatches(
-        sample.train,
+        passes(sample.dataset, "train", 5).some(120) if by_user else sample.train,
         packer,
         stage("pretrain"),
-        sequences=3,
+        **({"rows": 1500} if by_user else {"sequences": 3}),
         accumulation=PARTS // world_size,
         world_size=world_size,
         steps=4,
     )
 
 
-def with_trainer(sample, world_size, folder, model):
+def with_trainer(sample, world_size, folder, model, by="prompt"):
     """Weights after four steps, the losses logged, the validation loss, the number of ids of each forward."""
-    batches = plan(sample, world_size)
+    batches = plan(sample, world_size, by)
     evaluation = MicroBatches(
         sample.val, sample.packer, stage("text"), sequences=4 // world_size, world_size=world_size, evaluation=True
     )
@@ -80,9 +81,9 @@ def with_trainer(sample, world_size, folder, model):
     }
 
 
-def gradients(sample, world_size, rank):
+def gradients(sample, world_size, rank, by="prompt"):
     """Gradients of the last step's micro-batches of this process under FSDP2, gathered, and the loss of all."""
-    batches = plan(sample, world_size)
+    batches = plan(sample, world_size, by)
     model = make_tiny(sample.prompt)
     if world_size > 1:
         for module in (model.model.embed_tokens, *model.model.layers, model):
@@ -125,9 +126,12 @@ if __name__ == "__main__":
     sample = make_sample()
     ddp = with_trainer(sample, 2, folder, make_tiny(sample.prompt))  # starts the process group
     rank = dist.get_rank()
-    np.savez(folder / f"ddp-{rank}.npz", **ddp)
-    np.savez(folder / f"gradients-{rank}.npz", **gradients(sample, 2, rank))
+    np.savez(folder / f"ddp-prompt-{rank}.npz", **ddp)
+    ddp = with_trainer(sample, 2, folder, make_tiny(sample.prompt), "user")
+    np.savez(folder / f"ddp-user-{rank}.npz", **ddp)
+    for by in ("prompt", "user"):
+        np.savez(folder / f"gradients-{by}-{rank}.npz", **gradients(sample, 2, rank, by))
     model = sharded_when_loaded(sample, rank, folder / "model")
     if model is not None:
-        np.savez(folder / f"fsdp2-{rank}.npz", **with_trainer(sample, 2, folder, model))
+        np.savez(folder / f"fsdp2-prompt-{rank}.npz", **with_trainer(sample, 2, folder, model))
     dist.destroy_process_group()

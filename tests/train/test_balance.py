@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchrec_fast.train.balance import balanced, split_by_count, split_by_rows
+from patchrec_fast.train.balance import balanced, fill, split_by_count
 
 
 def batches(rows, starts, parts):
@@ -44,7 +44,7 @@ def test_steps_by_rows(rows, parts, most):
     rows = np.array(rows)
     if len(rows) < parts:
         return
-    made = batches(rows, split_by_rows(rows, parts, most), parts)
+    made = batches(rows, fill(rows, parts, most), parts)
     dealt = [sample for batch in made for sample in batch]
     assert sorted(dealt) == list(range(len(dealt))), "each once, the left out ones last"
     assert len(rows) - len(dealt) < parts
@@ -54,19 +54,19 @@ def test_steps_by_rows(rows, parts, most):
 
 def test_a_last_step_too_small_takes_from_the_one_before():
     rows = np.full(9, 10)  # greedily: steps of 8 and 1
-    assert split_by_rows(rows, 2, 40).tolist() == [0, 7, 9]
-    assert split_by_rows(np.full(9, 10), 4, 20).tolist() == [0, 5, 9]
+    assert fill(rows, 2, 40).tolist() == [0, 7, 9]
+    assert fill(np.full(9, 10), 4, 20).tolist() == [0, 5, 9]
 
 
 def test_what_cannot_be_dealt_is_left_out():
-    assert split_by_rows(np.full(9, 10), 4, 10).tolist() == [0, 4, 8]
+    assert fill(np.full(9, 10), 4, 10).tolist() == [0, 4, 8]
     assert split_by_count(9, 4, 1).tolist() == [0, 4, 8]
 
 
 def test_a_budget_is_used():
     rows = np.random.default_rng(0).integers(80, 500, 2000)
     for parts in (1, 2, 8):
-        starts = split_by_rows(rows, parts, 8192)
+        starts = fill(rows, parts, 8192)
         used = [rows[batch].sum() / 8192 for batch in batches(rows, starts[:-1], parts)]
         assert np.mean(used) > 0.93
         assert np.mean(used) <= 1

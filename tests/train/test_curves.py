@@ -15,13 +15,25 @@ def test_no_other_bar_while_it_is_shown(before, tmp_path):
     was = logging.is_progress_bar_enabled()
     (logging.enable_progress_bar if before else logging.disable_progress_bar)()
     try:
-        bar, control = Bar(Curves(tmp_path / "curves.csv")), TrainerControl()
+        bar, control = Bar(Curves(tmp_path / "curves.csv", lambda steps: 0)), TrainerControl()
         bar.on_train_begin(None, TrainerState(max_steps=3), control)
         assert not logging.is_progress_bar_enabled()
         bar.on_train_end(None, TrainerState(max_steps=3), control)
         assert logging.is_progress_bar_enabled() == before
     finally:
         (logging.enable_progress_bar if was else logging.disable_progress_bar)()
+
+
+def test_the_bar_says_rows_and_targets_a_second(tmp_path, monkeypatch):
+    shown = {}
+    callback = Curves(tmp_path / "curves.csv", targets=lambda steps: 7 * steps)
+    callback.points = [Point(2, "train", 2.5, 300, 4.0)]
+    bar, control = Bar(callback), TrainerControl()
+    bar.on_train_begin(None, TrainerState(max_steps=3), control)
+    monkeypatch.setattr(bar._bar, "set_postfix", shown.update)
+    bar.on_log(None, TrainerState(max_steps=3), control)
+    bar.on_train_end(None, TrainerState(max_steps=3), control)
+    assert shown == {"train": "2.500", "rows/s": "75", "targets/s": "3.5"}
 
 
 GOOD = "step,split,loss,tokens,seconds\n1,train,2.5,10,0.5\n"

@@ -33,11 +33,11 @@ def folder(tmp_path_factory):
     return in_two_processes("tests.train.ranks", tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("how", ["ddp-prompt", "ddp-user", "fsdp2-prompt"])
 def test_a_stock_trainer_trains_as_one_process(folder, sample, tiny, tmp_path, how):
     if not (folder / f"{how}-0.npz").exists():
         pytest.skip("this transformers cannot train a model sharded when it is loaded")
-    expected = ranks.with_trainer(sample, 1, tmp_path, tiny())
+    expected = ranks.with_trainer(sample, 1, tmp_path, tiny(), how.partition("-")[2])
     found = [np.load(folder / f"{how}-{rank}.npz") for rank in range(2)]
     assert [list(part["seen"]) for part in found] == [list(expected["seen"][rank::2]) for rank in range(2)]
     for name in expected:
@@ -47,10 +47,11 @@ def test_a_stock_trainer_trains_as_one_process(folder, sample, tiny, tmp_path, h
     assert expected["losses"][0] != expected["losses"][3]
 
 
-def test_fsdp2_by_hand_has_the_gradients_of_one_process(folder, sample):
-    expected = ranks.gradients(sample, 1, 0)
+@pytest.mark.parametrize("by", ["prompt", "user"])
+def test_fsdp2_by_hand_has_the_gradients_of_one_process(folder, sample, by):
+    expected = ranks.gradients(sample, 1, 0, by)
     for rank in range(2):
-        found = np.load(folder / f"gradients-{rank}.npz")
+        found = np.load(folder / f"gradients-{by}-{rank}.npz")
         for name in expected:
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
 

@@ -30,10 +30,10 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(small, run, tmp_path, lora):
+@pytest.mark.parametrize(("lora", "by"), [(False, "prompt"), (False, "user"), (True, "prompt")])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(small, run, tmp_path, lora, by):
     """Killed in a process of its own, which also shows that nothing depends on Python's hash seed."""
-    changes = {"steps": 60, "epochs": 5, "limit_train": 100, "eval_steps": 30, "save_steps": 7, "lora": lora}
+    changes = {"steps": 60, "epochs": 5, "limit_train": 100, "eval_steps": 30, "save_steps": 7, "lora": lora, "by": by}
     RECIPE.override(changes).save(tmp_path / "recipe.toml")
     command = [sys.executable, "-m", "patchrec_fast.cli", "train", "--model=tiny", "--stage=pretrain"]
     command += [f"--data={small / 'data'}", f"--tokenizer={small / 'tokenizer'}", f"--out={tmp_path / 'killed'}"]

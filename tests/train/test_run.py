@@ -84,6 +84,45 @@ def test_curves(run, tmp_path):
     assert result["tokens_per_second"] == pytest.approx(result["tokens"] / result["seconds"], rel=1e-2)
 
 
+@pytest.mark.parametrize("stage", ["text", "pretrain", "history"])
+def test_by_user(run, small, stage):
+    """So many targets in each epoch; a loss that falls as by prompt; the speeds of one time."""
+    changes = {"batch": 12, "targets_per_pass": 4, "steps": None, "epochs": 3, "save_steps": 100, "eval_steps": 0.5}
+    result = run("out", stage, by="user", **changes)
+    assert (result["by"], result["samples"]) == ("user", 60)
+    assert result["val_loss"] < result["first_val_loss"]
+    targets, rows = (result[name] * result["seconds"] for name in ("targets_per_second", "tokens_per_second"))
+    assert targets == pytest.approx(180, rel=1e-2)
+    assert rows == pytest.approx(result["tokens"], rel=1e-2)
+    if stage != "history":
+        alone = run("alone", stage, by="prompt", **{**changes, "targets_per_pass": None})
+        assert (alone["by"], alone["samples"]) == ("prompt", 60)
+        assert result["val_loss"] == pytest.approx(alone["val_loss"], rel=0.1)
+
+
+def test_by_user_where_prompts_share_enough(run):
+    """Sessions counted from the newest item change with every item; a history that keeps all its items only grows."""
+    assert run("grows", "text", max_items=0, steps=1)["by"] == "user"
+    assert run("one", "text", max_items=0, steps=1, targets_per_pass=1)["by"] == "prompt"
+    assert run("changes", "pft-s", steps=1)["by"] == "prompt"
+    assert run("alone", "text", max_items=0, steps=1, share=False)["by"] == "prompt"
+    assert run("titles", "history", steps=1, share=False)["by"] == "user"
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        ("history", {"by": "prompt"}, "by: stage 'history' learns many targets in one prompt, expected user"),
+        ("text", {"by": "user", "share": False}, "by: 'user' reads once what prompts share"),
+        ("text", {"by": "user", "attention": "sdpa"}, "by: 'user' reads once what prompts share"),
+        ("text", {"by": "user", "batch": None, "rows": 60}, r"rows: got 60, but pass \d+ alone has"),
+    ],
+)
+def test_by_user_or_an_error(run, stage, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run("out", stage, **changes)
+
+
 @pytest.mark.parametrize("changes", [{}, {"share": False}, {"attention": "sdpa"}], ids=str)
 def test_tokens_are_the_rows_of_the_training_batches(run, small, changes):
     result = run("out", "text", steps=None, log_steps=5, eval_steps=100, **changes)
