@@ -151,11 +151,15 @@ class Packer:
         position, history, target = self._histories(flat, offsets, start, counts)
         return self._pack(position, history, target, np.random.default_rng(seed))
 
-    def count_rows(self, sequences: Histories, first: ArrayLike, last: ArrayLike) -> NDArray[np.int64]:
+    def count_rows(
+        self, sequences: Histories, first: ArrayLike, last: ArrayLike, apart: bool = False
+    ) -> NDArray[np.int64]:
         """The rows of `pack_targets` of each user alone, without packing them.
 
         Args:
             sequences, first, last: as `pack_targets` takes them.
+            apart: prompts that hold an item from different places of the sequence do not share it. With `Text`, no draw
+                of `RandomItemPatches` or `Dropout`, which may differ between such places, has more rows.
 
         Returns:
             (U,) int64; 0 for a user without targets.
@@ -173,29 +177,35 @@ class Packer:
         for a, b in pairwise([*bounds.tolist(), len(counts)]):
             if counts[a:b].any():
                 part = Ragged(flat, offsets).slice(a, b)
-                rows[a:b] = self._count(part.values, part.offsets.astype(np.int64), start[a:b], counts[a:b])
+                rows[a:b] = self._count(part, start[a:b], counts[a:b], apart)
         return rows
 
     def _count(
-        self, flat: NDArray[np.int64], offsets: NDArray[np.int64], start: NDArray[np.int64], counts: NDArray[np.int64]
+        self, sequences: Ragged, start: NDArray[np.int64], counts: NDArray[np.int64], apart: bool
     ) -> NDArray[np.int64]:
         """(U,) rows of each user."""
         rng = np.random.default_rng(0)
         before = rng.bit_generator.state
-        codes, first = self._codes(*self._histories(flat, offsets, start, counts), rng)
+        position, history, target = self._histories(*sequences, start, counts)
+        found = units(self.policy, history, rng)
         if rng.bit_generator.state != before:
             raise ValueError(f"policy: expected a deterministic one, for rows to count, got {self.policy!r}")
+        codes, first = self._pool.prompts(self._pool.codes(position[found.kept], found), found.lengths, target)
         row_at = to_offsets(self._pool.expand(codes, first[1:] - 1).rows)
         prompts = to_offsets(counts)  # (U + 1,) each user's first
         rows = np.diff(row_at[first[prompts]])
         if self.share:
-            order, common = sort(codes, first, self._pool.joins, groups=np.repeat(np.arange(len(counts)), counts))
+            joined = codes >= self._pool.joins
+            if apart:
+                places, _ = self._pool.prompts(history.positions[found.kept], found.lengths, target)
+                codes += 2 * self._pool.joins * places
+            order, common = sort(codes, first, joined, groups=np.repeat(np.arange(len(counts)), counts))
             begin = first[:-1][order]
             rows -= np.diff(to_offsets(row_at[begin + common[:-1]] - row_at[begin])[prompts])
         return rows
 
     def _histories(
-        self, flat: NDArray[np.int64], offsets: NDArray[np.int64], start: NDArray[np.int64], counts: NDArray[np.int64]
+        self, flat: NDArray[np.int64], offsets: NDArray[np.integer], start: NDArray[np.int64], counts: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], History, NDArray[np.int64]]:
         """What `_pack` takes, of each user's targets: `counts` (U,) of them, the first at place `start` (U,)."""
         target = counting(offsets[:-1] + start, counts)  # (B,) places in `flat`
@@ -210,17 +220,6 @@ class Packer:
         position[used] = self.catalogue.index(flat[used])
         return position[places], History(lengths, places, len(flat)), position[target]
 
-    def _codes(
-        self,
-        position: NDArray[np.int64],
-        history: History,
-        target: NDArray[np.int64] | None,
-        rng: np.random.Generator,
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(P,) the pieces of all prompts, as `_pack` takes these, and (B + 1,) each prompt's first."""
-        found = units(self.policy, history, rng)
-        return self._pool.prompts(self._pool.codes(position[found.kept], found), found.lengths, target)
-
     def _pack(
         self,
         position: NDArray[np.int64],
@@ -229,7 +228,8 @@ class Packer:
         rng: np.random.Generator,
     ) -> PackedBatch:
         """The batch of items at these positions in the catalogue, (N,), and so the targets, (B,)."""
-        codes, first = self._codes(position, history, target, rng)
+        found = units(self.policy, history, rng)
+        codes, first = self._pool.prompts(self._pool.codes(position[found.kept], found), found.lengths, target)
         leaves = np.arange(len(history.lengths))
         tree = self._tree(codes, first)
         if tree is not None:
@@ -282,7 +282,7 @@ class Packer:
         """The segments of prompts whose first pieces these are, (B + 1,); None where they share nothing."""
         if not self.share or len(first) < 3:
             return None
-        tree = grow(codes, first, self._pool.joins)
+        tree = grow(codes, first, codes >= self._pool.joins)
         return tree if (tree.parent >= 0).any() else None
 
     def _targets(self, targets: ArrayLike, users: int) -> NDArray[np.int64]:

@@ -42,22 +42,22 @@ class _Nodes(NamedTuple):
     at: NDArray[np.int64]  # (B + 1,) the node whose depth is the common beginning of neighbours; -1 where that is none
 
 
-def grow(codes: NDArray[np.int64], offsets: NDArray[np.int64], joins: int) -> Tree:
+def grow(codes: NDArray[np.int64], offsets: NDArray[np.int64], joined: NDArray[np.bool_]) -> Tree:
     """The segments of the radix tree along heavy paths.
 
     Every beginning that two lists share is one segment's, except each list's last code. A segment goes on into the
     child with the most lists below; the others hang off it. Each list ends in a segment of its own.
 
     Args:
-        codes, offsets, joins: as `sort` takes them; B is at least 1.
+        codes, offsets, joined: as `sort` takes them; B is at least 1. Codes that join are above those that do not.
 
     Returns:
         Tree.
     """
-    order, cut = sort(codes, offsets, joins)
+    order, cut = sort(codes, offsets, joined)
     nodes = _nodes(cut.tolist())
-    from_depth = np.append(nodes.depth, 0)  # of node -1, none: 0
-    heads = np.flatnonzero(nodes.tip != np.append(nodes.tip, -1)[nodes.up])  # where the heavy paths begin
+    from_depth, tip_of = np.append(nodes.depth, 0), np.append(nodes.tip, -1)  # of node -1, none: 0 and none
+    heads = np.flatnonzero(nodes.tip != tip_of[nodes.up])  # where the heavy paths begin
     tips = nodes.tip[heads]
     users = np.arange(len(order))
     deepest = np.where(cut[:-1] >= cut[1:], nodes.at[:-1], nodes.at[1:])  # (B,) the node that each list leaves last
@@ -72,32 +72,34 @@ def grow(codes: NDArray[np.int64], offsets: NDArray[np.int64], joins: int) -> Tr
     depth_first = np.lexsort((-size, first))  # (S,)
     place = np.empty_like(depth_first)
     place[depth_first] = np.arange(len(place))
-    path = np.full((2, len(nodes.tip) + 1), [[-1], [0]])  # (2, M + 1) by a path's tip: its segment, where that begins
-    path[:, tips] = place[: len(heads)], begin[: len(heads)]
-    path = path[:, np.append(nodes.tip, -1)]  # and by any node of it
+    segment, starts = np.full_like(tip_of, -1), np.zeros_like(tip_of)  # by a path's tip
+    segment[tips], starts[tips] = place[: len(heads)], begin[: len(heads)]
+    below = tip_of[above]  # (S,) the tip of the path that each hangs off
     leaves = np.empty_like(order)
     leaves[order] = place[len(heads) :]
-    parent, starts = path[:, above]
     return Tree(
         source=source[depth_first],
         begin=begin[depth_first],
         end=end[depth_first],
-        parent=parent[depth_first],
-        visible=(begin - starts)[depth_first],
+        parent=segment[below][depth_first],
+        visible=(begin - starts[below])[depth_first],
         leaves=leaves,
     )
 
 
 def sort(
-    codes: NDArray[np.int64], offsets: NDArray[np.int64], joins: int, groups: NDArray[np.int64] | None = None
+    codes: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    joined: NDArray[np.bool_],
+    groups: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The lists in lexicographic order, and what each begins with like the one before.
 
     Args:
         codes: (P,) at least 1, the lists one after another; equal means alike.
         offsets: (B + 1,) where each list starts; none is empty.
-        joins: codes from here on are one with the code before them, so that no list is cut between the two; never the
-            first of a list.
+        joined: (P,) whether a code is one with that before it, so that no list is cut between the two; never the first
+            of a list. Where such codes are not above all others, lists may seem to begin with less alike than they do.
         groups: (B,) not falling, at least 0: lists of different groups count as different from the first code on.
 
     Returns:
@@ -130,7 +132,6 @@ def sort(
         stays = np.append(alike, False) | np.append(False, alike)
         active, group = active[stays], np.append(0, (~alike).cumsum())[stays]
         depth, width = depth + width, 2 * width
-    joined = codes >= joins
     return order, _uncut(common, order, offsets, joined) if joined.any() else common
 
 
@@ -147,26 +148,31 @@ def _uncut(
 
 def _nodes(cut: list[int]) -> _Nodes:
     """The nodes of sorted lists that share `cut` (B + 1,) codes with the one before; 0 at both ends."""
-    nodes: list[list[int]] = []  # start, stop, depth, up, tip, and the lists of its largest child
-    around, depths, at = [-1], [0], []  # the nodes around a place, the outermost first
+    made: list[list[int]] = [[] for _ in range(7)]
+    start, stop, depth, up, tip, at, largest = made  # the last: (M,) the lists of the largest child so far
+    around, depths = [-1], [0]  # the nodes around a place and their depths, outermost first
 
-    def enter(start: int, depth: int) -> None:
-        around.append(len(nodes))
-        depths.append(depth)
-        nodes.append([start, 0, depth, -1, len(nodes), 0])
+    def enter(place: int, codes: int) -> None:
+        around.append(len(start))
+        depths.append(codes)
+        tip.append(len(start))
+        start.append(place)
+        stop.append(0)
+        depth.append(codes)
+        up.append(-1)
+        largest.append(0)
 
-    for place, depth in enumerate(cut):
-        while depths[-1] > depth:
-            inner = nodes[around.pop()]
+    for place, codes in enumerate(cut):
+        while depths[-1] > codes:
             depths.pop()
-            if depths[-1] < depth:
-                enter(inner[0], depth)
-            inner[1], inner[3] = place, around[-1]
-            size = place - inner[0]
-            if around[-1] >= 0 and size > (outer := nodes[around[-1]])[5]:
-                outer[4], outer[5] = inner[4], size
-        if depths[-1] < depth:
-            enter(place - 1, depth)
-        at.append(around[-1])  # that of `depth`, or none where that is 0
-    start, stop, up_to, up, tip, _ = np.array(nodes, np.int64).reshape(-1, 6).T
-    return _Nodes(start, stop, up_to, up, tip, np.array(at, np.int64))
+            inner = around.pop()
+            if depths[-1] < codes:
+                enter(start[inner], codes)
+            outer = around[-1]
+            stop[inner], up[inner] = place, outer
+            if outer >= 0 and (size := place - start[inner]) > largest[outer]:
+                largest[outer], tip[outer] = size, tip[inner]
+        if depths[-1] < codes:
+            enter(place - 1, codes)
+        at.append(around[-1])  # that of depth `codes`, or none
+    return _Nodes(*(np.array(values, np.int64) for values in made[:-1]))

@@ -197,8 +197,9 @@ class MicroBatches(Dataset[dict[str, Any]]):
         count = _count(self.samples)
         bounds = [*range(0, count, _SAMPLES_AT_ONCE), count]
         if isinstance(self.samples, Passes):
+            apart = not self.evaluation and self.stage.draw is not None
             some = (self.samples.take(np.arange(*pair)) for pair in pairwise(bounds))
-            lengths = np.concatenate([packer.count_rows(each.sequences, each.first, each.last) for each in some])
+            lengths = np.concatenate([packer.count_rows(each.sequences, each.first, each.last, apart) for each in some])
         else:
             packer.share = False
             ends = [_pack(packer, self.samples, np.arange(*pair)).cu_seqlens.numpy() for pair in pairwise(bounds)]

@@ -7,8 +7,6 @@ import pytest
 from patchrec_fast.layout import tree
 from patchrec_fast.ragged import to_offsets
 
-JOINS = 10_000  # codes from here on are one with the code before
-
 
 def units_of(codes, joins):
     """A list of codes cut where it may be cut: tuples."""
@@ -38,8 +36,8 @@ def distinct(lists, size=len):
 def check(lists, joins):
     """Every promise of `Tree`."""
     lengths = np.array([len(each) for each in lists])
-    flat = np.concatenate(lists)
-    grown = tree.grow(flat.astype(np.int64), to_offsets(lengths), JOINS)
+    flat, joined = (np.concatenate(part) for part in (lists, joins))
+    grown = tree.grow(flat.astype(np.int64), to_offsets(lengths), joined.astype(bool))
     source, begin, end, parent, visible, leaves = (part.tolist() for part in grown)
     count = len(source)
     own = [lists[a][b:c] for a, b, c in zip(source, begin, end, strict=True)]
@@ -85,7 +83,7 @@ def drawn(rng):
         codes = np.append(base[: rng.integers(0, rng.choice([3, 12, 40]))], rng.integers(1, 4, rng.integers(1, 4)))
         flags = (codes == 3) & joins_at_all & (rng.random(len(codes)) < 0.7)
         flags[[0, -1]] = False
-        lists.append((codes + JOINS * flags).tolist())
+        lists.append((codes + 100 * flags).tolist())
         joins.append(flags.tolist())
     return lists, joins
 
