@@ -46,7 +46,8 @@ def grow(codes: NDArray[np.int64], offsets: NDArray[np.int64], joined: NDArray[n
     """The segments of the radix tree along heavy paths.
 
     Every beginning that two lists share is one segment's, except each list's last code. A segment goes on into the
-    child with the most lists below; the others hang off it. Each list ends in a segment of its own.
+    child with the most lists below, the first of several; the others hang off it. Each list ends in a segment of its
+    own.
 
     Args:
         codes, offsets, joined: as `sort` takes them; B is at least 1. Codes that join are above those that do not.
@@ -129,6 +130,8 @@ def sort(
         counts = np.minimum(depth + at - 1, shared[lists[1:]])
         common[active[1:]] = np.where(at == 0, common[active[1:]], counts)  # 0: the groups differ
         alike &= shared[lists[1:]] >= depth + width  # lists that have ended together are done
+        if not alike.any():
+            break
         stays = np.append(alike, False) | np.append(False, alike)
         active, group = active[stays], np.append(0, (~alike).cumsum())[stays]
         depth, width = depth + width, 2 * width
