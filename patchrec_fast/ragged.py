@@ -19,7 +19,7 @@ def to_offsets(counts: NDArray[np.integer] | NDArray[np.bool_]) -> NDArray[np.in
         (N + 1,) int64.
     """
     out = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=out[1:])
+    counts.cumsum(out=out[1:])
     return out
 
 
@@ -40,10 +40,12 @@ def counting(
     Returns:
         (counts.sum(),) dtype.
     """
-    ends = np.cumsum(counts)
+    ends = counts.cumsum()
     total = int(ends[-1]) if len(ends) else 0
     shift = (starts - step * (ends - counts)).astype(dtype, copy=False)  # (N,)
-    return np.repeat(shift, counts) + np.arange(0, step * total, step, dtype=dtype)
+    runs = shift.repeat(counts)
+    runs += np.arange(0, step * total, step, dtype=dtype)
+    return runs
 
 
 class Ragged(NamedTuple):

@@ -1,57 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Histories -> one packed batch: the two-level CSR of every row of every prompt.
 
-A prompt is a list of pieces, and a piece is a slice of one token pool. The pool holds the prefix,
-the suffix and, for every item, `separator title end-of-turn`, so that "separator and title" and
-"title and end-of-turn" are one slice too. A piece is at most one leading separator, which is a row
-of its own, and then its other tokens: a row each (text), or all of them one item (patch) that opens
-a row or joins the row before it. So each level of the CSR is one call of `counting` over the
-pieces, and no Python loop runs over items.
+A prompt is a list of pieces (`.pieces`): numbers as long as it is decided what prompts share, and then slices of one
+token pool. Each level of the CSR is one call of `counting` over the pieces, and no Python loop runs over items.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .._check import check_count
-from ..ops.attention.segments import Segments
-from ..ragged import counting, to_offsets
+from ..ragged import Ragged, counting, to_offsets
 from .batch import PackedBatch
 from .catalogue import Catalogue
 from .histories import Histories, flatten, how_many, integers, newest
 from .history import History
+from .pieces import Pool
 from .policies import Policy
 from .prompt import Prompt
-from .tree import Tree, grow
-from .units import Units, units
+from .tree import Tree, grow, sort
+from .units import units
 
 if TYPE_CHECKING:
     from ..ops.compress import Plan
 
 IGNORE = -100  # the label that torch's cross-entropy leaves out
 _INT32_MAX = 2**31 - 1
-
-
-class _Pool(NamedTuple):
-    """Every token that a prompt can hold, the prefix first, and where the other parts start."""
-
-    tokens: NDArray[np.int32]
-    suffix: int
-    titles: NDArray[np.int64]  # (I,) of a title; before it a separator, behind it end-of-turn
-    lengths: NDArray[np.int64]  # (I,) tokens of a title
-
-
-class _Pieces(NamedTuple):
-    """P pieces in the order of their rows."""
-
-    start: NDArray[np.int64]  # (P,) where its tokens start in the pool
-    tokens: NDArray[np.int64]  # (P,)
-    items: NDArray[np.int64]  # (P,) items that start in it
-    rows: NDArray[np.int64]  # (P,) rows that start in it
+_PIECES_AT_ONCE = 1 << 18  # bounds memory
 
 
 class Packer:
@@ -109,7 +89,7 @@ class Packer:
         self.plan = plan
         self.share = share
         self.step = step
-        self._pool = _pool(catalogue, prompt)
+        self._pool = Pool(catalogue, prompt)
 
     def pack(
         self,
@@ -168,16 +148,77 @@ class Packer:
         """
         flat, offsets = flatten(sequences)
         start, counts = target_places(np.diff(offsets), first, last)  # (U,)
+        position, history, target = self._histories(flat, offsets, start, counts)
+        return self._pack(position, history, target, np.random.default_rng(seed))
+
+    def count_rows(
+        self, sequences: Histories, first: ArrayLike, last: ArrayLike, apart: bool = False
+    ) -> NDArray[np.int64]:
+        """The rows of `pack_targets` of each user alone, without packing them.
+
+        Args:
+            sequences, first, last: as `pack_targets` takes them.
+            apart: prompts that hold an item from different places of the sequence do not share it. With `Text`, no draw
+                of `RandomItemPatches` or `Dropout`, which may differ between such places, has more rows.
+
+        Returns:
+            (U,) int64; 0 for a user without targets.
+
+        Raises:
+            TypeError, ValueError: as `pack_targets`; a policy that draws random numbers, so that rows differ from call
+                to call.
+        """
+        flat, offsets = flatten(sequences)
+        start, counts = target_places(np.diff(offsets), first, last)  # (U,)
+        pieces = counts * (offsets[1:] - offsets[:-1] if self.max_items is None else self.max_items + self.step)
+        # Some users at a time bound the memory.
+        bounds = np.unique(np.searchsorted(np.cumsum(pieces), np.arange(0, pieces.sum(), _PIECES_AT_ONCE)))
+        rows = np.zeros(len(counts), np.int64)
+        for a, b in pairwise([*bounds.tolist(), len(counts)]):
+            if counts[a:b].any():
+                part = Ragged(flat, offsets).slice(a, b)
+                rows[a:b] = self._count(part, start[a:b], counts[a:b], apart)
+        return rows
+
+    def _count(
+        self, sequences: Ragged, start: NDArray[np.int64], counts: NDArray[np.int64], apart: bool
+    ) -> NDArray[np.int64]:
+        """(U,) rows of each user."""
+        rng = np.random.default_rng(0)
+        before = rng.bit_generator.state
+        position, history, target = self._histories(*sequences, start, counts)
+        found = units(self.policy, history, rng)
+        if rng.bit_generator.state != before:
+            raise ValueError(f"policy: expected a deterministic one, for rows to count, got {self.policy!r}")
+        codes, first = self._pool.prompts(self._pool.codes(position[found.kept], found), found.lengths, target)
+        row_at = to_offsets(self._pool.expand(codes, first[1:] - 1).rows)
+        prompts = to_offsets(counts)  # (U + 1,) each user's first
+        rows = np.diff(row_at[first[prompts]])
+        if self.share:
+            joined = codes >= self._pool.joins
+            if apart:
+                places, _ = self._pool.prompts(history.positions[found.kept], found.lengths, target)
+                codes += 2 * self._pool.joins * places
+            order, common = sort(codes, first, joined, groups=np.repeat(np.arange(len(counts)), counts))
+            begin = first[:-1][order]
+            rows -= np.diff(to_offsets(row_at[begin + common[:-1]] - row_at[begin])[prompts])
+        return rows
+
+    def _histories(
+        self, flat: NDArray[np.int64], offsets: NDArray[np.integer], start: NDArray[np.int64], counts: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], History, NDArray[np.int64]]:
+        """What `_pack` takes, of each user's targets: `counts` (U,) of them, the first at place `start` (U,)."""
         target = counting(offsets[:-1] + start, counts)  # (B,) places in `flat`
-        before = counting(start, counts)  # (B,) items
-        lengths = how_many(before, self.max_items, self.step)
-        places = counting(target - lengths, lengths)  # (N,) in `flat`
-        used = np.zeros(len(flat), bool)
-        used[places] = used[target] = True
+        lengths = how_many(counting(start, counts), self.max_items, self.step)  # (B,) items before each that are kept
+        oldest = target - lengths
+        places = counting(oldest, lengths)  # (N,) in `flat`
+        some = counts > 0
+        at = to_offsets(counts)
+        begin = oldest[at[:-1][some]]  # a later target's oldest item is no older
+        used = counting(begin, target[at[1:][some] - 1] + 1 - begin)
         position = np.zeros(len(flat), np.int64)
         position[used] = self.catalogue.index(flat[used])
-        history = History(lengths, places, len(flat))
-        return self._pack(position[places], history, position[target], np.random.default_rng(seed))
+        return position[places], History(lengths, places, len(flat)), position[target]
 
     def _pack(
         self,
@@ -188,13 +229,15 @@ class Packer:
     ) -> PackedBatch:
         """The batch of items at these positions in the catalogue, (N,), and so the targets, (B,)."""
         found = units(self.policy, history, rng)
-        pieces, first = self._pieces(position[found.kept], found, target)
+        codes, first = self._pool.prompts(self._pool.codes(position[found.kept], found), found.lengths, target)
         leaves = np.arange(len(history.lengths))
-        tree = _tree(pieces, first) if self.share else None
+        tree = self._tree(codes, first)
         if tree is not None:
-            pieces, first = _taken(pieces, first, tree)
-            leaves = tree.leaves
+            counts = tree.end - tree.begin
+            codes = codes[counting(first[tree.source] + tree.begin, counts)]
+            first, leaves = to_offsets(counts), tree.leaves  # (S + 1,) each segment's
         last = first[1:][leaves] - 1  # (B,) each prompt's last piece
+        pieces = self._pool.expand(codes, None if target is None else last)
 
         token_at = to_offsets(pieces.tokens)  # (P + 1,) and so the next two
         item_at = to_offsets(pieces.items)
@@ -235,46 +278,18 @@ class Packer:
             **cast(Any, {name: torch.from_numpy(array) for name, array in parts.items()}),
         )
 
+    def _tree(self, codes: NDArray[np.int64], first: NDArray[np.int64]) -> Tree | None:
+        """The segments of prompts whose first pieces these are, (B + 1,); None where they share nothing."""
+        if not self.share or len(first) < 3:
+            return None
+        tree = grow(codes, first, codes >= self._pool.joins)
+        return tree if (tree.parent >= 0).any() else None
+
     def _targets(self, targets: ArrayLike, users: int) -> NDArray[np.int64]:
         ids = integers("targets", targets)
         if len(ids) != users:
             raise ValueError(f"targets: got {len(ids)} for {users} histories, expected one a history")
         return self.catalogue.index(ids)
-
-    def _pieces(
-        self,
-        position: NDArray[np.int64],
-        found: Units,
-        target: NDArray[np.int64] | None,
-    ) -> tuple[_Pieces, NDArray[np.int64]]:
-        """All pieces, a sentinel last; (B + 1,) each user's first."""
-        pool = self._pool
-        separated = found.opens & ~found.leads
-        if not self.prompt.separators:
-            separated &= ~found.follows_patch()
-        lead = separated.astype(np.int64)  # (M,)
-        length = pool.lengths[position]
-        history = _Pieces(
-            start=pool.titles[position] - lead,
-            tokens=length + lead,
-            items=np.where(found.patched, 1, length) + lead,
-            rows=np.where(found.patched, found.opens, length) + lead,
-        )
-
-        users = len(found.lengths)
-        around = 2 if target is None else 3  # pieces of a user that are not history
-        begin = to_offsets(found.lengths) + around * np.arange(users + 1)  # (B + 1,)
-        last = begin[1:] - 1
-        pieces = np.empty((len(_Pieces._fields), begin[-1] + 1), np.int64)  # (4, P)
-        pieces[:, counting(begin[:-1] + 1, found.lengths)] = history
-        pieces[:, begin[:-1]] = _text(0, len(self.prompt.prefix))
-        pieces[:, begin[:-1] + found.lengths + 1] = _text(pool.suffix, len(self.prompt.suffix))
-        if target is not None:
-            answer = pool.lengths[target] + 1  # end-of-turn
-            pieces[:, last] = pool.titles[target], answer, answer, answer
-        # The sentinel has no tokens, but an item and a row: they close both levels of offsets.
-        pieces[:, -1] = 0, 0, 1, 1
-        return _Pieces(*pieces), begin
 
 
 def check_step(step: int, max_items: int | None) -> None:
@@ -311,57 +326,23 @@ def target_places(
     return start, np.where(some, end + 1 - start, 0)
 
 
-def _tree(pieces: _Pieces, first: NDArray[np.int64]) -> Tree | None:
-    """The segments of prompts whose first pieces these are, (B + 1,); None where they share nothing."""
-    if len(first) < 3:
-        return None
-    start, tokens, items, rows = (part[:-1] for part in pieces)  # without the sentinel
-    # Where a piece starts in the pool says which it is: only a prompt's last piece, which is not shared, can start
-    # where a longer one does.
-    tree = grow(2 * start + (items < tokens) + 1, first, rows == 0)
-    return tree if (tree.parent >= 0).any() else None
-
-
-def _taken(pieces: _Pieces, first: NDArray[np.int64], tree: Tree) -> tuple[_Pieces, NDArray[np.int64]]:
-    """The pieces of the tree's segments, the sentinel last; (S + 1,) each segment's first."""
-    counts = tree.end - tree.begin
-    chosen = np.append(counting(first[tree.source] + tree.begin, counts), first[-1])
-    return _Pieces(*(part[chosen] for part in pieces)), to_offsets(counts)
-
-
 def _segments(
     cu_seqlens: NDArray[np.int64], parent: NDArray[np.int64], seen: NDArray[np.int64]
 ) -> dict[str, NDArray[Any]]:
     """What `PackedBatch` has of segments whose parents are seen up to the row before `seen`, (S,)."""
     visible = np.where(parent < 0, 0, seen - cu_seqlens[parent])
-    made = Segments.of(*(torch.from_numpy(part) for part in (cu_seqlens, parent, visible)))
-    return {name: getattr(made, name).numpy() for name in ("parent", "visible", "position_ids")}
+    begin, up = visible, parent  # (S,) the position of each segment's first row; an ancestor
+    while (up >= 0).any():
+        begin = begin + np.append(visible, 0)[up]
+        up = np.append(parent, -1)[up]
+    return {
+        "parent": parent.astype(np.int32),
+        "visible": visible.astype(np.int32),
+        "position_ids": counting(begin, np.diff(cu_seqlens)),
+    }
 
 
 def _make_plan(ids: torch.Tensor, offsets: tuple[torch.Tensor, torch.Tensor]) -> Plan:
     from ..ops.compress import make_plan  # layout needs ops for nothing else
 
     return make_plan(ids, offsets)
-
-
-def _text(start: int, tokens: ArrayLike) -> NDArray[np.int64]:
-    """A piece of plain text for each user, (4, B), or one to be broadcast over users, (4, 1)."""
-    count = np.atleast_1d(np.asarray(tokens, np.int64))
-    return np.stack([np.full_like(count, start), count, count, count])
-
-
-def _pool(catalogue: Catalogue, prompt: Prompt) -> _Pool:
-    count = len(catalogue)
-    lengths = (catalogue.offsets[1:] - catalogue.offsets[:-1]).astype(np.int64)
-    around = len(prompt.prefix) + len(prompt.suffix)
-    titles = around + 1 + catalogue.offsets[:-1] + 2 * np.arange(count)
-    body = np.empty(len(catalogue.token_ids) + 2 * count, np.int32)
-    body[titles - 1 - around] = prompt.separator
-    body[titles + lengths - around] = prompt.end_of_turn
-    body[counting(titles - around, lengths)] = catalogue.token_ids
-    return _Pool(
-        tokens=np.concatenate([prompt.prefix, prompt.suffix, body]),
-        suffix=len(prompt.prefix),
-        titles=titles,
-        lengths=lengths,
-    )

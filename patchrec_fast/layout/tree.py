@@ -2,8 +2,8 @@
 """What lists of codes begin with alike: their radix tree, cut into segments.
 
 The lists are sorted, and neighbours' common beginnings say everything: a node of the radix tree is a run of lists whose
-neighbours share at least so many codes, as large a run as there is. No loop runs over lists or codes, only over
-levels that halve or double.
+neighbours share at least so many codes, as large a run as there is. No loop runs over codes: one goes once through the
+sorted lists, the others through levels that double.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ragged import counting
-
-_FIRST_CHUNK = 8  # codes that are compared at first: most lists differ early
-_JOINS = 1 << 62
+_FIRST_CHUNK = 8  # codes that are compared at first, at least
 
 
 class Tree(NamedTuple):
@@ -35,153 +32,150 @@ class Tree(NamedTuple):
 
 
 class _Nodes(NamedTuple):
-    """M inner nodes of the radix tree, each before those inside it: what two lists or more begin with."""
+    """M inner nodes of the radix tree: what two lists or more begin with."""
 
     start: NDArray[np.int64]  # (M,) its lists are `start` to `stop - 1` of the sorted ones
     stop: NDArray[np.int64]  # (M,)
     depth: NDArray[np.int64]  # (M,) codes that they share
     up: NDArray[np.int64]  # (M,) the smallest node around; -1 for none
+    tip: NDArray[np.int64]  # (M,) where the heavy path that it is on ends
     at: NDArray[np.int64]  # (B + 1,) the node whose depth is the common beginning of neighbours; -1 where that is none
 
 
-def grow(codes: NDArray[np.int64], offsets: NDArray[np.int64], joins: NDArray[np.bool_]) -> Tree:
+def grow(codes: NDArray[np.int64], offsets: NDArray[np.int64], joined: NDArray[np.bool_]) -> Tree:
     """The segments of the radix tree along heavy paths.
 
     Every beginning that two lists share is one segment's, except each list's last code. A segment goes on into the
-    child with the most lists below; the others hang off it. Each list ends in a segment of its own.
+    child with the most lists below, the first of several; the others hang off it. Each list ends in a segment of its
+    own.
 
     Args:
-        codes: (P,) from 1 to 2**62 - 1, the lists one after another; equal means alike.
-        offsets: (B + 1,) where each list starts; none is empty, and B is at least 1.
-        joins: (P,) whether a code is one with that before it, so that no list is cut between the two; never the
-            first of a list. Alike codes have it alike, unless the code before them differs.
+        codes, offsets, joined: as `sort` takes them; B is at least 1. Codes that join are above those that do not.
 
     Returns:
         Tree.
     """
-    order, cut = _sorted(codes, offsets, joins)
-    nodes = _nodes(cut)
-    users, size = np.arange(len(order)), nodes.stop - nodes.start
-    head = _heads(nodes.up, size)  # (M,)
-    from_depth = np.append(nodes.depth, 0)  # of node -1, none: 0
-
-    heads = np.flatnonzero(head == np.arange(len(head)))
-    tip = np.zeros(len(head), np.int64)
-    np.maximum.at(tip, head, np.arange(len(head)))  # the innermost node of a path has the largest number
-    tip = tip[heads]
+    order, cut = sort(codes, offsets, joined)
+    nodes = _nodes(cut.tolist())
+    from_depth, tip_of = np.append(nodes.depth, 0), np.append(nodes.tip, -1)  # of node -1, none: 0 and none
+    heads = np.flatnonzero(nodes.tip != tip_of[nodes.up])  # where the heavy paths begin
+    tips = nodes.tip[heads]
+    users = np.arange(len(order))
     deepest = np.where(cut[:-1] >= cut[1:], nodes.at[:-1], nodes.at[1:])  # (B,) the node that each list leaves last
 
-    above = np.concatenate([nodes.up[heads], deepest])  # (S,) paths, then leaves
+    above = np.concatenate([nodes.up[heads], deepest])  # (S,) of paths, then of leaves: the node that they hang off
     first = np.concatenate([nodes.start[heads], users])
-    width = np.concatenate([size[heads], np.ones_like(users)])
-    source = order[np.concatenate([nodes.start[tip], users])]
+    size = np.concatenate([(nodes.stop - nodes.start)[heads], np.ones_like(users)])
+    source = order[np.concatenate([nodes.start[tips], users])]
     begin = from_depth[above]
-    end = np.concatenate([nodes.depth[tip], np.diff(offsets)[order]])
+    end = np.concatenate([nodes.depth[tips], np.diff(offsets)[order]])
 
-    depth_first = np.lexsort((-width, first))  # (S,)
+    depth_first = np.lexsort((-size, first))  # (S,)
     place = np.empty_like(depth_first)
     place[depth_first] = np.arange(len(place))
-    path = np.full(len(head) + 1, -1)  # (M + 1,) of a node: its segment, and where that begins
-    path[heads] = place[: len(heads)]
-    path[:-1] = path[head]
-    starts = np.append(from_depth[np.append(nodes.up, -1)[head]], 0)
+    segment, starts = np.full_like(tip_of, -1), np.zeros_like(tip_of)  # by a path's tip
+    segment[tips], starts[tips] = place[: len(heads)], begin[: len(heads)]
+    below = tip_of[above]  # (S,) the tip of the path that each hangs off
     leaves = np.empty_like(order)
     leaves[order] = place[len(heads) :]
     return Tree(
         source=source[depth_first],
         begin=begin[depth_first],
         end=end[depth_first],
-        parent=path[above][depth_first],
-        visible=(begin - starts[above])[depth_first],
+        parent=segment[below][depth_first],
+        visible=(begin - starts[below])[depth_first],
         leaves=leaves,
     )
 
 
-def _sorted(
-    codes: NDArray[np.int64], offsets: NDArray[np.int64], joins: NDArray[np.bool_]
+def sort(
+    codes: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    joined: NDArray[np.bool_],
+    groups: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The lists in lexicographic order, (B,), and what each shares with the one before, (B + 1,): 0 at both ends.
+    """The lists in lexicographic order, and what each begins with like the one before.
 
-    Codes that join come after those that do not, so that lists that may be cut at one place stand together.
+    Args:
+        codes: (P,) at least 1, the lists one after another; equal means alike.
+        offsets: (B + 1,) where each list starts; none is empty.
+        joined: (P,) whether a code is one with that before it, so that no list is cut between the two; never the first
+            of a list. Where such codes are not above all others, lists may seem to begin with less alike than they do.
+        groups: (B,) not falling, at least 0: lists of different groups count as different from the first code on.
+
+    Returns:
+        (B,) int64, the lists in order, those of a group together, without their last codes: lists that differ there
+        alone stay as they were. (B + 1,) int64, the codes that each may share with the one before; 0 at both ends.
     """
     shared = np.diff(offsets) - 1  # (B,) the codes of a list without its last
     order, common = np.arange(len(shared)), np.zeros(len(shared) + 1, np.int64)
-    keys = codes + joins * _JOINS
     active = order.copy()  # places in the order whose lists are alike so far, in `group` with those they are like
-    group = np.zeros_like(order)
-    depth, width = 0, _FIRST_CHUNK
+    group = np.zeros_like(order) if groups is None else groups
+    # Lists of nearly equal lengths are compared whole, others in chunks that take no more memory than twice the codes.
+    depth, width = 0, max(_FIRST_CHUNK, min(int(shared.max()), 2 * len(codes) // len(shared)))
     while len(active) > 1:
-        lists = order[active]
-        taken = (shared[lists] - depth).clip(0, width)
-        chunk = np.zeros((len(lists), 1 + width), ">i8")  # big-endian: bytes in the order of numbers
+        lists, columns = order[active], np.arange(width)
+        chunk = np.empty((len(lists), 1 + width), np.int64)
         chunk[:, 0] = group
-        values = keys[counting(offsets[lists] + depth, taken)]
-        chunk.ravel()[counting(1 + (1 + width) * np.arange(len(lists)), taken)] = values
-        rank = chunk.view(f"V{chunk.itemsize * (1 + width)}").ravel().argsort(kind="stable")
+        values = codes.take((offsets[lists] + depth)[:, None] + columns, mode="clip")
+        np.multiply(values, columns < (shared[lists] - depth)[:, None], out=chunk[:, 1:])
+        keys = chunk.astype(">i8")  # big-endian: bytes in the order of numbers
+        rank = keys.view(f"V{keys.itemsize * (1 + width)}").ravel().argsort(kind="stable")
         chunk, lists = chunk[rank], lists[rank]
         order[active] = lists
         differ = chunk[1:] != chunk[:-1]  # (A - 1, 1 + width)
-        alike = ~differ.any(axis=1)
-        at = np.where(alike, width, differ.argmax(axis=1) - 1)  # -1 where the groups differ
-        common[active[1:]] = np.where(at < 0, common[active[1:]], np.minimum(depth + at, shared[lists[1:]]))
-        goes_on = shared[lists] >= depth + width
-        alike &= goes_on[1:]  # lists that have ended together are done
+        at = differ.argmax(axis=1)
+        alike = ~differ[np.arange(len(at)), at]
+        at[alike] = 1 + width
+        counts = np.minimum(depth + at - 1, shared[lists[1:]])
+        common[active[1:]] = np.where(at == 0, common[active[1:]], counts)  # 0: the groups differ
+        alike &= shared[lists[1:]] >= depth + width  # lists that have ended together are done
+        if not alike.any():
+            break
         stays = np.append(alike, False) | np.append(False, alike)
         active, group = active[stays], np.append(0, (~alike).cumsum())[stays]
         depth, width = depth + width, 2 * width
-    return order, _uncut(common, order, offsets, joins)
+    return order, _uncut(common, order, offsets, joined) if joined.any() else common
 
 
 def _uncut(
-    common: NDArray[np.int64], order: NDArray[np.int64], offsets: NDArray[np.int64], joins: NDArray[np.bool_]
+    common: NDArray[np.int64], order: NDArray[np.int64], offsets: NDArray[np.int64], joined: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     """`common`, less the codes that one of the two lists joins with what follows."""
-    places = np.arange(len(joins))
-    whole = np.maximum.accumulate(np.where(joins, 0, places))  # (P,) the last place at or before that joins nothing
+    whole = np.maximum.accumulate(np.where(joined, 0, np.arange(len(joined))))  # (P,) the last place that joins nothing
     starts = offsets[:-1][order]  # (B,)
     inner = common[1:-1]
     common[1:-1] = np.minimum(*(whole[each + inner] - each for each in (starts[:-1], starts[1:])))
     return common
 
 
-def _nodes(cut: NDArray[np.int64]) -> _Nodes:
+def _nodes(cut: list[int]) -> _Nodes:
     """The nodes of sorted lists that share `cut` (B + 1,) codes with the one before; 0 at both ends."""
-    inner = np.flatnonzero(cut)
-    left, right = _smaller(cut, inner)
-    key = left * (cut.max() + 1) + cut[inner]
-    _, chosen, node = np.unique(key, return_index=True, return_inverse=True)
-    at = np.full(len(cut), -1)
-    at[inner] = node
-    start, stop = left[chosen], right[chosen]
-    up = np.where(cut[start] >= cut[stop], at[start], at[stop])
-    return _Nodes(start, stop, cut[inner[chosen]], up, at)
+    made: list[list[int]] = [[] for _ in range(7)]
+    start, stop, depth, up, tip, at, largest = made  # the last: (M,) the lists of the largest child so far
+    around, depths = [-1], [0]  # the nodes around a place and their depths, outermost first
 
+    def enter(place: int, codes: int) -> None:
+        around.append(len(start))
+        depths.append(codes)
+        tip.append(len(start))
+        start.append(place)
+        stop.append(0)
+        depth.append(codes)
+        up.append(-1)
+        largest.append(0)
 
-def _smaller(values: NDArray[np.int64], places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each place, the nearest places left and right with a smaller value; there are such."""
-    least = [values]  # least[k][i] of values[i : i + 2**k]
-    while len(least[-1]) > 1 << (len(least) - 1):
-        half = 1 << (len(least) - 1)
-        least.append(np.minimum(least[-1][:-half], least[-1][half:]))
-    mine = values[places]
-    left, right = places.copy(), places + 1  # all of values[left:right] are at least `mine`
-    for level in range(len(least) - 1, -1, -1):
-        size, table = 1 << level, least[level]
-        further = left - size
-        left = np.where((further >= 0) & (table[further.clip(min=0)] >= mine), further, left)
-        further = right + size
-        inside = further <= len(values)
-        right = np.where(inside & (table[np.where(inside, right, 0)] >= mine), further, right)
-    return left - 1, right
-
-
-def _heads(up: NDArray[np.int64], size: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(M,): the outermost node of the path of each: the largest node in another, the first of several, goes on."""
-    order = np.lexsort((-size, up))  # stable: the first stays first
-    heavy = up[order] >= 0
-    heavy[1:] &= up[order][1:] != up[order][:-1]
-    head = np.arange(len(up))
-    head[order[heavy]] = up[order[heavy]]
-    while (further := head[head]).tolist() != head.tolist():
-        head = further
-    return head
+    for place, codes in enumerate(cut):
+        while depths[-1] > codes:
+            depths.pop()
+            inner = around.pop()
+            if depths[-1] < codes:
+                enter(start[inner], codes)
+            outer = around[-1]
+            stop[inner], up[inner] = place, outer
+            if outer >= 0 and (size := place - start[inner]) > largest[outer]:
+                largest[outer], tip[outer] = size, tip[inner]
+        if depths[-1] < codes:
+            enter(place - 1, codes)
+        at.append(around[-1])  # that of depth `codes`, or none
+    return _Nodes(*(np.array(values, np.int64) for values in made[:-1]))

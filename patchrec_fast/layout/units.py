@@ -10,6 +10,9 @@ from ..ragged import to_offsets
 from .history import History
 from .policies import Assignment, Grain, Policy
 
+# NumPy takes several times longer to compare with a member of an Enum.
+_TEXT, _SESSION, _DROPPED = int(Grain.TEXT), int(Grain.SESSION), int(Grain.DROPPED)
+
 
 class Units(NamedTuple):
     """The M items that are not dropped, users one after another, oldest first.
@@ -21,7 +24,7 @@ class Units(NamedTuple):
     lengths: NDArray[np.int64]  # (B,) how many items each user keeps
     patched: NDArray[np.bool_]  # (M,) inside an item or session patch, not text
     opens: NDArray[np.bool_]  # (M,) the first item of its unit
-    leads: NDArray[np.bool_]  # (M,) the first item of its user
+    leads: NDArray[np.int64]  # the places of users' first items, one of each user that keeps any
 
     def follows_patch(self) -> NDArray[np.bool_]:
         """(M,): it or the item before it is patched."""
@@ -43,7 +46,7 @@ def units(policy: Policy, histories: History, rng: np.random.Generator) -> Units
     """
     lengths = histories.lengths
     grain, session = _checked(policy, policy.assign(histories, rng), len(histories))
-    dropped = grain == Grain.DROPPED
+    dropped = grain == _DROPPED
     kept: NDArray[np.int64] | slice = slice(None)
     if dropped.any():
         kept = np.flatnonzero(~dropped)
@@ -51,12 +54,13 @@ def units(policy: Policy, histories: History, rng: np.random.Generator) -> Units
         dropped_before = to_offsets(dropped)[to_offsets(lengths)]  # (B + 1,)
         lengths = lengths - np.diff(dropped_before)
 
-    leads = np.zeros(len(grain), bool)
-    leads[to_offsets(lengths)[:-1][lengths > 0]] = True
-    in_session = grain == Grain.SESSION
-    opens = leads | ~in_session
-    opens[1:] |= ~in_session[:-1] | (session[1:] != session[:-1])
-    return Units(kept, lengths, grain != Grain.TEXT, opens, leads)
+    leads = to_offsets(lengths)[:-1][lengths > 0]
+    opens = np.ones(len(grain), bool)
+    in_session = grain == _SESSION
+    if in_session.any():
+        opens[1:] = ~in_session[1:] | ~in_session[:-1] | (session[1:] != session[:-1])
+        opens[leads] = True
+    return Units(kept, lengths, grain != _TEXT, opens, leads)
 
 
 def _checked(policy: Policy, answer: Assignment, count: int) -> Assignment:
@@ -66,8 +70,7 @@ def _checked(policy: Policy, answer: Assignment, count: int) -> Assignment:
             raise ValueError(f"policy: {policy!r} gave {name} of shape {array.shape}, expected ({count},)")
         if array.dtype.kind not in "iu":
             raise TypeError(f"policy: {policy!r} gave {name} of dtype {array.dtype}, expected integers")
-    if grain.min() < Grain.TEXT or grain.max() > Grain.DROPPED:
-        raise ValueError(
-            f"policy: {policy!r} gave a grain outside {Grain.TEXT}..{Grain.DROPPED}: {grain.min()} to {grain.max()}"
-        )
+    least, most = int(grain.min()), int(grain.max())
+    if least < _TEXT or most > _DROPPED:
+        raise ValueError(f"policy: {policy!r} gave a grain outside {_TEXT}..{_DROPPED}: {least} to {most}")
     return Assignment(grain, session)

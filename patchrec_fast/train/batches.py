@@ -210,12 +210,13 @@ class MicroBatches(Dataset[dict[str, Any]]):
         packer.plan = False
         once = len(packer.prompt.prefix) if packer.share else 0
         count = count_samples(self.samples)
-        if isinstance(self.samples, Passes):
-            rows = [len(self._packed(packer, np.array([place])).position_ids) for place in range(count)]
-            lengths = np.array(rows, np.int64)
+        bounds = [*range(0, count, _SAMPLES_AT_ONCE), count]
+        if isinstance(self.samples, Passes) and not self.stage.titles:
+            apart = not self.evaluation and self.stage.draw is not None
+            some = (self.samples.take(np.arange(*pair)) for pair in pairwise(bounds))
+            lengths = np.concatenate([packer.count_rows(each.sequences, each.first, each.last, apart) for each in some])
         else:
             packer.share = False
-            bounds = [*range(0, count, _SAMPLES_AT_ONCE), count]
             ends = [self._packed(packer, np.arange(*pair)).cu_seqlens.numpy() for pair in pairwise(bounds)]
             lengths = np.concatenate([np.diff(end) for end in ends]).astype(np.int64)
         return (lengths - once) * (2 if self._twin else 1), once

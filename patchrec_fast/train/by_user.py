@@ -95,13 +95,11 @@ def passes(dataset: Dataset, split: str, targets_per_pass: int = TARGETS_PER_PAS
 
 def share_of_rows(made: Passes, packer: Packer, policy: Policy) -> float:
     """How many rows passes read, of those of a prompt a target: over some passes, the prefix left out."""
-    packer = copy(packer)
-    packer.policy, packer.share, packer.plan = policy, True, False
-    some, prefix = made.some(_SOME), len(packer.prompt.prefix)
-    read = alone = 0
-    for place in range(len(some.user)):
-        one = some.take(np.array([place]))
-        batch = packer.pack_targets(one.sequences, one.first, one.last)
-        read += len(batch.position_ids) - prefix
-        alone += sum(len(prompt) - prefix for prompt in batch.prompts(batch.position_ids))
-    return read / alone
+    some = made.some(_SOME)
+    some = some.take(np.arange(len(some.user)))
+    packer, prefix = copy(packer), len(packer.prompt.prefix)
+    packer.policy, packer.share = policy, True
+    read = packer.count_rows(some.sequences, some.first, some.last).sum() - prefix * len(some.user)
+    packer.share = False
+    alone = packer.count_rows(some.sequences, some.first, some.last).sum() - prefix * some.counts.sum()
+    return float(read / alone)

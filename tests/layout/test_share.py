@@ -126,6 +126,17 @@ def test_real_histories(data_dir, tokenizer, name):
     assert len(alone.position_ids) > 4 * len(shared.position_ids)
 
 
+def test_a_patch_of_one_token_is_its_text(sample):
+    """Item patches or text: one row of the same mean, which prompts share."""
+    catalogue = Catalogue(np.array([5, 6, 7], np.int32), np.arange(4, dtype=np.int32), np.arange(3), list("abc"))
+    sequence = [0, 1, 2, 0, 1, 2]
+    rows = {
+        len(Packer(catalogue, sample.prompt, policy, share=True).pack_targets([sequence], 1, 5).position_ids)
+        for policy in (Text(), ItemPatches(1), ItemPatches(0))
+    }
+    assert len(rows) == 1
+
+
 def test_one_prompt_is_a_root(sample):
     shared, alone = (
         Packer(sample.catalogue, sample.prompt, Text(), share=share).pack([[1, 2]], [3]) for share in (True, False)

@@ -120,3 +120,9 @@ def test_a_segment_goes_on_into_the_child_with_the_most_lists():
     grown = check(lists, [[False] * 4] * len(lists))
     assert lists[grown.source[0]][grown.begin[0] : grown.end[0]] == [1, 3]
     assert np.bincount(grown.parent[1:]).max() == 6  # four leaves and the two other children
+
+
+def test_the_first_of_equal_children_goes_on():
+    lists = [[1, code, 10 + n, 7] for code in (4, 2, 3) for n in range(3)]
+    grown = check(lists, [[False] * 4] * len(lists))
+    assert lists[grown.source[0]][grown.begin[0] : grown.end[0]] == [1, 2]
