@@ -2,6 +2,7 @@
 """What is counted and extrapolated of an epoch, without a clock."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,14 @@ from patchrec_fast.layout.history import History
 from patchrec_fast.ragged import to_offsets
 from patchrec_fast.train import passes
 
-POLICIES = [Text(), ItemPatches(3), ItemPatches(2, step=4), SessionPatches(3), SessionPatches(3, anchor="oldest")]
+POLICIES = [
+    Text(),
+    ItemPatches(0),
+    ItemPatches(3),
+    ItemPatches(2, step=4),
+    SessionPatches(3),
+    SessionPatches(3, anchor="oldest"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +66,8 @@ def rows_by_hand(packer, runs):
                     shown["patch", place] = 1
                 else:
                     shown["text", place] = tokens[items[place]]
-                if i:
+                text = grain[i] == Grain.TEXT and grain[i - 1] == Grain.TEXT
+                if i and (prompt.separators or text):
                     shown["separator", place] = 1
             total += len(prompt.suffix) + tokens[items[target]] + 1
         total += sum(shown.values())
@@ -67,8 +76,10 @@ def rows_by_hand(packer, runs):
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 @pytest.mark.parametrize(("max_items", "step"), [(None, 1), (7, 1), (7, 4)])
-def test_the_floor_by_hand(policy, max_items, step, data):
-    packer = Packer(data.catalogue, data.prompt, policy, max_items, step=step)
+@pytest.mark.parametrize("separators", [True, False])
+def test_the_floor_by_hand(separators, policy, max_items, step, data):
+    prompt = SimpleNamespace(**vars(data.prompt) | {"separators": separators})
+    packer = Packer(data.catalogue, prompt, policy, max_items, step=step)
     runs = passes(data.dataset, "train", 10**6)
     assert floor(packer, runs) == rows_by_hand(packer, runs)
 
