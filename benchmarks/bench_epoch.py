@@ -17,7 +17,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from patchrec_fast import Packer, attach
-from patchrec_fast.data import Dataset
+from patchrec_fast.data import Dataset, Samples
 from patchrec_fast.train import MicroBatches, Passes, Stage, passes, stage
 
 from . import harness, machine
@@ -83,7 +83,7 @@ def epochs(source: Source, name: str, size: Size) -> dict[str, Epoch]:
     """
     paper, append_only = stage(name), stage(name, **APPEND_ONLY)
     dataset, few = source.dataset, getattr(size, name.replace("-", "_"))
-    contestants = {
+    contestants: dict[str, tuple[Samples | Passes, Stage, int]] = {
         PROMPT: (dataset.split("train", ITEMS), paper, 1),
         f"by user, append-only, {size.targets} targets": (
             passes(dataset, "train", size.targets),
