@@ -47,7 +47,6 @@ def test_steps_come_in_random_order():
 def work():
     pytest.importorskip("transformers")
     found, model = source.synthetic(3.94), GATE.build()
-    attach(model)
     return model, Packer(found.catalogue, found.prompt, ItemPatches(3, 2), 8, share=True, step=4), found.dataset
 
 
@@ -56,9 +55,10 @@ def test_the_gradient_is_that_of_all_tokens(work):
     model, packer, dataset = work
     runs = passes(dataset, "train", 64).take(np.array([0, 1]))
     runs = runs._replace(last=runs.first + 20)
-    model.zero_grad()
+    attachment = attach(model)
     batch = packer.pack_targets(runs.sequences, runs.first, runs.last)
-    model(**batch.model_inputs()).loss.backward()
+    loss = model(**batch.model_inputs()).loss
+    loss.backward()
     expected = torch.cat([weight.grad.flatten().double() for weight in model.parameters()])
     singles = [runs._replace(first=runs.first + n, last=runs.first + n) for n in range(21)]
     alone = Passes(
@@ -67,7 +67,8 @@ def test_the_gradient_is_that_of_all_tokens(work):
     for grouped in (runs, alone):
         found = noise.gradient(model, packer, grouped)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
-    assert by_user.mean_loss(model, packer, alone) == pytest.approx(float(model(**batch.model_inputs()).loss), rel=1e-5)
+    attachment.detach()
+    assert by_user.mean_loss(model, packer, alone) == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_noise_by_hand():
