@@ -149,11 +149,10 @@ def rows(cells: list[tuple[dict[str, Any], Report]], dataset: Dataset) -> list[r
     """A row a metric: of each cell; of each stage and arm, all seeds together, with the difference to the reference's;
     and of popularity."""
     found = []
-    for cell, report in cells:
-        found += _metrics(cell, report)
-    groups = {}
-    for key, group in itertools.groupby(cells, lambda pair: (pair[0]["stage"], pair[0]["arm"])):
-        groups[key] = list(group)
+    for pair in cells:
+        found += _metrics(*pair)
+    by_arm = itertools.groupby(cells, lambda pair: (pair[0]["stage"], pair[0]["arm"]))
+    groups = {key: list(group) for key, group in by_arm}
     together = {key: _pooled([report for _, report in group]) for key, group in groups.items()}
     for (stage, arm), group in groups.items():
         mean = {key: float(np.mean([cell[key] for cell, _ in group])) for key in ("seconds", "val_loss")}

@@ -96,7 +96,7 @@ def main() -> int:
                 whole = gradient(model, packer, _few(passes(dataset, "train", 64), options.limit))
             steps = cut(runs, targets, rng)
             chosen = [steps[place] for place in rng.choice(len(steps), options.steps, replace=False)]
-            mean, error = noise([gradient(model, packer, one) for one in chosen], whole)
+            mean, spread = noise([gradient(model, packer, one) for one in chosen], whole)
             single = single or mean
             users = float(np.mean([len(np.unique(one.user)) for one in chosen]))
             row: results.Row = {
@@ -109,7 +109,7 @@ def main() -> int:
                 "users": round(users, 1),
                 "steps": options.steps,
                 "noise": float(f"{mean:.4g}"),
-                "noise_error": float(f"{error:.2g}"),
+                "noise_error": float(f"{spread:.2g}"),
                 "times_single": round(mean / single, 3),
             }
             print({key: row[key] for key in list(row)[-6:]}, flush=True)
