@@ -10,14 +10,17 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from . import results
+from . import markdown, results
+from .bench_segments import DENSE, GATHERED
 from .bench_train import PART
+from .bench_visits import FRESH, KEPT
+from .by_user import POOLED, REFERENCE
 from .figures import latest
+from .markdown import Record
 from .peers import MODES, OURS
 from .shapes import SHAPES
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-Record = dict[str, str]
 
 _BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MODES = {
@@ -27,7 +30,6 @@ _MODES = {
     "dense": "forward + backward, dense",
     "dense+sgd": "the same + `p.add_(grad)`",
 }
-_XEON = "Intel(R) Xeon(R) Processor @ 2.50GHz (family 6, model 85)"
 _HEAPS = {"glibc": "glibc", "glibc, warm heap": "warm"}
 _LOOP = "per-item loop"
 
@@ -51,7 +53,7 @@ def rows() -> str:
     """Data and histories down, policies across."""
     found = latest(results.read("rows"), "data", "histories", "policy")
     lines = []
-    for pair in _groups(found, "data", "histories"):
+    for pair in markdown.groups(found, "data", "histories"):
         item, session = pair
         lines.append(
             [
@@ -64,7 +66,7 @@ def rows() -> str:
             ]
         )
     head = ["", "prompts", "text", "PFT-I (N=5)", "PFT-S", "of g", "the paper's counting, I / S"]
-    return _table(head, lines, found)
+    return markdown.table(head, lines, found)
 
 
 def compress(threads: str) -> str:
@@ -72,7 +74,7 @@ def compress(threads: str) -> str:
     found = [row for row in _compress(threads) if row["contestant"] == OURS and row["shape"] in SHAPES]
 
     def entry(row: Record) -> str:
-        return f"{_milliseconds(row)}, {_times(row)}"
+        return f"{markdown.milliseconds(row)}, {markdown.times(row)}"
 
     return _cells(found, entry)
 
@@ -89,16 +91,18 @@ def loop() -> str:
     """The released code's loop beside ours."""
     found = [row for row in _compress("1") if row["contestant"] in (OURS, _LOOP) and row["allocator"] == "glibc"]
     lines = []
-    for cell in _groups(found, "dtype", "mode", "shape"):
+    for cell in markdown.groups(found, "dtype", "mode", "shape"):
         times = {row["contestant"]: row for row in cell}
         if len(times) == 2:
             where = (
                 f"{cell[0]['dtype']} {_MODES[cell[0]['mode']]}, {_SHAPE_NAMES.get(cell[0]['shape'], cell[0]['shape'])}"
             )
             both = times[OURS], times[_LOOP]
-            lines.append([where, *map(_milliseconds, both), f"{_quotient(times[_LOOP], times[OURS]):,.0f}x"])
+            lines.append(
+                [where, *map(markdown.milliseconds, both), f"{markdown.quotient(times[_LOOP], times[OURS]):,.0f}x"]
+            )
     kept = [row for row in found if row["mode"] == "forward" or row["shape"] == "loop"]
-    return _table(["", "ours", "loop", "quotient of the medians"], lines, kept)
+    return markdown.table(["", "ours", "loop", "quotient of the medians"], lines, kept)
 
 
 def train() -> str:
@@ -108,10 +112,10 @@ def train() -> str:
         ours, padded, packed = cell[:3]
         found += cell[:3]
         counts = f"{int(ours['rows']):,} of {int(padded['rows']):,}"
-        trainers = map(_step, (ours, padded, packed))
-        lines.append([_MODELS[ours["model"]], ours["stage"], ours["users"], counts, *trainers, _times(ours)])
+        trainers = map(markdown.step, (ours, padded, packed))
+        lines.append([_MODELS[ours["model"]], ours["stage"], ours["users"], counts, *trainers, markdown.times(ours)])
     head = ["", "", "users", "rows of ours", "ours", "padded sdpa", "packed sdpa", "faster than the better"]
-    return _table(head, lines, found)
+    return markdown.table(head, lines, found)
 
 
 def train_loop() -> str:
@@ -120,9 +124,9 @@ def train_loop() -> str:
     for ours, peer in _train("loop"):
         found += [ours, peer]
         counts = f"{int(ours['rows']):,} of {int(peer['rows']):,}"
-        steps = _step(ours), _step(peer)
-        lines.append([_MODELS[ours["model"]], ours["stage"], ours["users"], counts, *steps, _times(ours)])
-    return _table(["", "", "users", "rows of ours", "ours", "loop", "faster"], lines, found)
+        steps = markdown.step(ours), markdown.step(peer)
+        lines.append([_MODELS[ours["model"]], ours["stage"], ours["users"], counts, *steps, markdown.times(ours)])
+    return markdown.table(["", "", "users", "rows of ours", "ours", "loop", "faster"], lines, found)
 
 
 def train_parts() -> str:
@@ -132,9 +136,99 @@ def train_parts() -> str:
         times = {row["contestant"]: row for row in cell}
         ours = times[OURS]
         found += cell
-        shares = [f"{_quotient(part, ours):.1%}" if (part := times.get(f"{PART}{name}")) else "" for name in names]
-        lines.append([_MODELS[ours["model"]], ours["stage"], _seconds(ours), *shares])
-    return _table(["", "", "step", *names], lines, found)
+        shares = [
+            f"{markdown.quotient(part, ours):.1%}" if (part := times.get(f"{PART}{name}")) else "" for name in names
+        ]
+        lines.append([_MODELS[ours["model"]], ours["stage"], markdown.seconds(ours), *shares])
+    return markdown.table(["", "", "step", *names], lines, found)
+
+
+def epoch() -> str:
+    """Model and stage down, contestants under each other: the first is one prompt a target."""
+    lines, found = [], []
+    for cell in markdown.newest("epoch", "model", "stage"):
+        found += cell
+        for row in cell:
+            fewer = float(cell[0]["epoch_rows"]) / float(row["epoch_rows"])
+            lines.append(
+                [
+                    f"{_MODELS[row['model']]}, {row['stage']}",
+                    row["contestant"],
+                    f"{float(row['epoch_rows']) / 1e6:.1f} M ({fewer:.2f}x)",
+                    f"{float(row['epoch_rows']) / float(row['floor_rows']):.2f}x",
+                    f"{float(row['rows_per_s']):,.0f}",
+                    f"{float(row['median_per_s']):,.1f}",
+                    markdown.times(row),
+                    f"{float(row['epoch_s']) / 3600:,.1f} h",
+                    f"{float(row['peak_mb']) / 1e3:.1f} GB",
+                ]
+            )
+    head = ["", "", "rows an epoch (fewer)", "of its floor", "rows/s", "targets/s", "faster", "an epoch, extrapolated"]
+    return markdown.table([*head, "peak"], lines, found)
+
+
+def segments() -> str:
+    """Shape and mode down, contestants across."""
+    lines, found = [], []
+    for cell in markdown.newest("segments", "shape", "mode"):
+        found += cell
+        own = {row["contestant"]: row for row in cell}
+        ours, peers = own[OURS], [own.get(name) for name in (GATHERED, DENSE)]
+        shown = [
+            f"{markdown.milliseconds(row)}, {float(row['peak_mb']):,.0f} MB" if row else "" for row in (ours, *peers)
+        ]
+        lines.append([f"{ours['shape']}", ours["mode"], ours["rows"], *shown, markdown.times(ours)])
+    head = ["", "", "rows", "ours", GATHERED, DENSE, "faster than the better"]
+    return markdown.table(head, lines, found)
+
+
+def visits() -> str:
+    """Policies down: a visit with the prompt of the last one kept, and without."""
+    lines, found = [], []
+    for cell in markdown.newest("visits", "policy"):
+        found += cell
+        own = {row["contestant"]: row for row in cell}
+        kept, fresh = own[KEPT], own[FRESH]
+        both = markdown.milliseconds(kept), markdown.milliseconds(fresh)
+        lines.append(
+            [f"`{kept['policy']}`", kept["rows"], f"{float(kept['reused_share']):.1%}", *both, markdown.times(kept)]
+        )
+    return markdown.table(["", "rows a prompt", "of them reused", KEPT, FRESH, "faster"], lines, found)
+
+
+def by_user() -> str:
+    """Stage and arm down: all seeds together, and their difference to one prompt a target."""
+    shown = ("HR@5", "HR@10", "HR@20", "NDCG@20")
+    lines, found = [], []
+    for cell in markdown.groups(results.read("by_user"), "stage", "arm"):
+        arm = [row for row in cell if row["seed"] == POOLED] or cell  # a baseline has no seeds
+        own = {row["metric"]: row for row in arm}
+        found += cell
+        runs = {row["seed"]: row for row in cell if row["seed"] != POOLED}.values()
+        about = ["", "", ""]
+        if own["HR@20"]["seed"] == POOLED:
+            losses = [float(row["val_loss"]) for row in runs]
+            seconds = f"{float(own['HR@20']['seconds']):,.0f} s"
+            about = [own["HR@20"]["steps"], seconds, f"{min(losses):.3f} to {max(losses):.3f}"]
+        last = own["HR@20"]
+        difference = f"{float(last['difference']):+.4f} (p = {last['p_value']})" if last["difference"] else ""
+        lines.append(
+            [last["stage"], last["arm"], *about, *(markdown.interval(own[name]) for name in shown), difference]
+        )
+    head = ["", "", "steps", "time", "validation loss", *shown, f"HR@20 beside `{REFERENCE}`"]
+    return markdown.table(head, lines, found)
+
+
+def noise() -> str:
+    """Targets of a step down, what they come in across."""
+    found = results.read("noise")
+    lines = []
+    for cell in markdown.groups(found, "targets"):
+        shown = [f"{row['noise']} ± {row['noise_error']} ({float(row['times_single']):.2f}x)" for row in cell]
+        lines.append([cell[0]["targets"], *shown])
+    kinds = [row["run_targets"] for row in found if row["targets"] == found[0]["targets"]]
+    head = ["targets of a step", *("single prompts" if kind == "1" else f"{kind} of a user" for kind in kinds)]
+    return markdown.table(head, lines, found)
 
 
 def decode() -> str:
@@ -147,11 +241,11 @@ def decode() -> str:
     for policy, name in _SETTINGS.items():
         own = {row["contestant"]: row for row in found if row["policy"] == policy}
         shown = [own.get(f"{OURS} {search}") for search in searches]
-        ours = [f"{_number(row)} ({_times(row)})" if row else "" for row in shown]
-        others = [_number(row) if (row := own.get(peer)) else "" for peer in peers]
+        ours = [f"{markdown.number(row)} ({markdown.times(row)})" if row else "" for row in shown]
+        others = [markdown.number(row) if (row := own.get(peer)) else "" for peer in peers]
         lines.append([name, *ours, *others])
     head = ["", *(search.replace("catalogue", "titles") for search in searches), *peers.values()]
-    return _table(head, lines, found)
+    return markdown.table(head, lines, found)
 
 
 def decode_policies() -> str:
@@ -161,13 +255,13 @@ def decode_policies() -> str:
     lines = [
         [
             f"{compared[row['policy']]}, {row['contestant'].removeprefix(f'{OURS}, ')}",
-            _number(row),
+            markdown.number(row),
             f"{float(row['ratio']):.2f}x",
             f"{float(row['peak_mb']):,.0f} MB",
         ]
         for row in found
     ]
-    return _table(["", "ms a user", "faster than text that is not cut", "memory, all users"], lines, found)
+    return markdown.table(["", "ms a user", "faster than text that is not cut", "memory, all users"], lines, found)
 
 
 def packing() -> str:
@@ -175,22 +269,22 @@ def packing() -> str:
     found = latest(results.read("packing"), "policy", "contestant")
     names = list(dict.fromkeys(row["contestant"] for row in found))
     lines = []
-    for cell in _groups(found, "policy"):
+    for cell in markdown.groups(found, "policy"):
         lines.append([f"`{cell[0]['policy']}`", *(f"{int(row['median_per_s']):,} ({row['ratio']}x)" for row in cell)])
-    return _table(["", *names], lines, found)
+    return markdown.table(["", *names], lines, found)
 
 
 def losses() -> str:
     """First and last validation loss of the runs that the figure shows."""
     found = [row for row in results.read("scratch_ml-100k") if row["split"] == "val"]
     lines = []
-    for run in _groups(found, "run"):
+    for run in markdown.groups(found, "run"):
         first, last = run[0], run[-1]
         lines.append(
             [last["run"], last["step"], f"{float(last['tokens']) / 1e6:.1f} M", f"{float(last['seconds']):,.0f} s"]
             + [f"{float(row['loss']):.3f}" for row in (first, last)]
         )
-    return _table(["run", "steps", "rows read", "time", "loss before", "loss after"], lines, found)
+    return markdown.table(["run", "steps", "rows read", "time", "loss before", "loss after"], lines, found)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -202,8 +296,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "training": train,
     "training against the loop": train_loop,
     "parts of a training step": train_parts,
+    "an epoch": epoch,
+    "segment attention": segments,
+    "quality by user": by_user,
+    "gradient noise": noise,
     "decoding": decode,
     "decoding by policy": decode_policies,
+    "users who return": visits,
     "packing": packing,
     "losses": losses,
 }
@@ -220,9 +319,10 @@ _SETTINGS = {
 
 
 def _compress(threads: str) -> list[Record]:
+    """Of the CPU that was measured last."""
     cell = ("allocator", "dtype", "mode", "shape", "contestant")
     recorded = results.read("compress")
-    return latest([row for row in recorded if (row["cpu"], row["threads"]) == (_XEON, threads)], *cell)
+    return latest([row for row in recorded if (row["cpu"], row["threads"]) == (recorded[-1]["cpu"], threads)], *cell)
 
 
 def _cells(found: list[Record], entry: Callable[[Record], str]) -> str:
@@ -234,7 +334,7 @@ def _cells(found: list[Record], entry: Callable[[Record], str]) -> str:
                 if own:
                     entries = [entry(own[shape]) if shape in own else "" for shape in SHAPES]
                     lines.append([f"{dtype} {_MODES[mode]}", name, *entries])
-    return _table(["", "heap", *SHAPES], lines, found)
+    return markdown.table(["", "heap", *SHAPES], lines, found)
 
 
 def _train(against: str) -> Iterable[list[Record]]:
@@ -247,58 +347,6 @@ def _train(against: str) -> Iterable[list[Record]]:
             newest = [row for row in cell if row["time"] == cell[0]["time"]]
             if newest:
                 yield newest
-
-
-def _groups(found: list[Record], *columns: str) -> list[list[Record]]:
-    """In the order of each group's first row."""
-    groups: dict[tuple[str, ...], list[Record]] = {}
-    for row in found:
-        groups.setdefault(tuple(row[column] for column in columns), []).append(row)
-    return list(groups.values())
-
-
-def _quotient(one: Record, other: Record) -> float:
-    return float(one["median_ms"]) / float(other["median_ms"])
-
-
-def _number(row: Record) -> str:
-    value = float(row["median_ms"])
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _milliseconds(row: Record) -> str:
-    return f"{_number(row)} ms"
-
-
-def _seconds(row: Record) -> str:
-    value = float(row["median_ms"]) / 1e3
-    return f"{value:,.1f} s" if value >= 10 else f"{value:.2f} s"
-
-
-def _step(row: Record) -> str:
-    return f"{_seconds(row)}, {float(row['peak_mb']) / 1e3:.1f} GB"
-
-
-def _times(row: Record) -> str:
-    """Bold where we lose."""
-    value = float(row["ratio"])
-    text = f"{value:,.0f}x" if value >= 100 else f"{value:.1f}x" if value >= 20 else f"{value:.2f}x"
-    return f"**{text}**" if value < 1 else text
-
-
-def _table(head: list[str], lines: list[list[str]], found: list[Record]) -> str:
-    """Markdown, and under it the records' origins."""
-    shown = ["|".join(["", *(f" {entry} " for entry in line), ""]) for line in (head, *lines)]
-    shown.insert(1, "|" + "---|" * len(head))
-    return "\n".join([*shown, "", _origin(found)])
-
-
-def _origin(found: list[Record]) -> str:
-    commits = ", ".join(dict.fromkeys(row["commit"] for row in found))
-    places = dict.fromkeys(", ".join(row[key] for key in ("cpu", "machine") if key in row) for row in found)
-    versions = ", ".join(dict.fromkeys(f"torch {row['torch']}" for row in found if "torch" in row))
-    where = "; ".join(filter(None, [*places, versions]))
-    return f"*{where + '; ' if where else ''}commits {commits}.*"
 
 
 def main() -> int:

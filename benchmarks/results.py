@@ -10,6 +10,11 @@ Columns, in this order: where it was measured (`machine.facts`), `data` and what
                         faster, the best peer has 1; "nan" where none was measured, or nothing to be compared
     peak_mb             10**6 bytes that the call adds at its highest
     gb_s, ceiling_share bytes moved, and their share of the ceiling's
+    reused_share        of a prompt's rows, those that were not read again
+    rows_per_s          the median, beside targets as `_per_s`
+    epoch_targets, epoch_rows, epoch_s
+                        of an epoch: counted, counted, and extrapolated from the median
+    floor_rows          the fewest rows that the epoch's prompts can be read in (`floor.py`)
 """
 
 import csv

@@ -7,10 +7,9 @@ They go to results/rows.csv. Counts, no times: the same on every machine, so a r
 import argparse
 import sys
 
-from patchrec_fast.evaluate import measure_compression
-from patchrec_fast.evaluate.profile import long_histories
-
 from patchrec_fast import ItemPatches, Packer, SessionPatches
+from patchrec_fast.evaluation import measure_compression
+from patchrec_fast.evaluation.profile import long_histories
 from patchrec_fast.layout.histories import Histories
 
 from . import checkout, results

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is measured and how it is kept, without a clock."""
 
+import importlib
 import subprocess
 import sys
 from collections import Counter
@@ -183,6 +184,12 @@ def test_the_option(arguments, collects):
     assert any(test.startswith(collects) for test in tests)
     folder = collects.split("/")[0]
     assert all(test.startswith(folder + "/") for test in tests)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_every_module_can_be_imported(path):
+    """Those too that only a person runs."""
+    importlib.import_module(f"benchmarks.{path.stem}")
 
 
 def test_useful_flops_are_those_that_torch_counts():

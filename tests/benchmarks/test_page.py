@@ -40,6 +40,104 @@ def test_losing_cells_are_shown_and_marked():
         assert f"**{float(row['ratio']):.2f}x**" in TEXT
 
 
+ORIGIN = {"time": "2", "machine": "a machine", "cpu": "its cpu", "torch": "2.0", "commit": "abc"}
+MADE_UP = {
+    "epoch": (
+        page.epoch,
+        [
+            {"model": "tiny", "stage": "text", "contestant": name, "epoch_rows": rows, "floor_rows": "2000000"}
+            | {"rows_per_s": "5000", "median_per_s": speed, "ratio": ratio, "epoch_s": "7200", "peak_mb": "1500"}
+            for name, rows, speed, ratio in (
+                ("one prompt a target", "12000000", "10", "1.0"),
+                ("by user", "3000000", "9", "0.9"),
+            )
+        ],
+        [
+            "| hidden 128, 4 layers, text | by user | 3.0 M (4.00x) | 1.50x | 5,000 | 9.0 | **0.90x** | 2.0 h "
+            "| 1.5 GB |",
+        ],
+    ),
+    "segments": (
+        page.segments,
+        [
+            {"shape": "s", "mode": "forward", "rows": "9", "contestant": name, "median_ms": ms, "peak_mb": "7"}
+            | {"ratio": ratio}
+            for name, ms, ratio in (("patchrec_fast", "20.5", "0.5"), ("varlen, gathered keys", "10", "1.0"))
+        ],
+        ["| s | forward | 9 | 20.5 ms, 7 MB | 10 ms, 7 MB |  | **0.50x** |"],
+    ),
+    "visits": (
+        page.visits,
+        [
+            {
+                "policy": "P(1)",
+                "rows": "300",
+                "contestant": name,
+                "median_ms": ms,
+                "ratio": ratio,
+                "reused_share": "0.9",
+            }
+            for name, ms, ratio in (("kept prompts", "50", "2.0"), ("fresh call", "100", "1.0"))
+        ],
+        ["| `P(1)` | 300 | 90.0% | 50 ms | 100 ms | 2.00x |"],
+    ),
+    "by_user": (
+        page.by_user,
+        [
+            {"stage": stage, "arm": arm, "seed": seed, "steps": "747", "seconds": "60.4", "val_loss": loss}
+            | {"metric": metric, "value": "0.125", "low": "0.1", "high": "0.15", "difference": difference}
+            | {"p_value": "0.5"}
+            for stage, arm, seed, loss, difference in (
+                ("text", "user, 16", "0", "1.4", ""),
+                ("text", "user, 16", "1", "1.5", ""),
+                ("text", "user, 16", "all", "1.45", "-0.01"),
+                ("", "popularity", "", "", ""),
+            )
+            for metric in ("HR@5", "HR@10", "HR@20", "NDCG@20")
+        ],
+        [
+            f"| text | user, 16 | 747 | 60 s | 1.400 to 1.500 |{' .1250 [.100, .150] |' * 4} -0.0100 (p = 0.5) |",
+            f"|  | popularity |  |  |  |{' .1250 [.100, .150] |' * 4}  |",
+        ],
+    ),
+    "noise": (
+        page.noise,
+        [
+            {"targets": "64", "run_targets": kind, "noise": noise, "noise_error": "0.1", "times_single": ratio}
+            for kind, noise, ratio in (("1", "3.2", "1.0"), ("all", "4.8", "1.5"))
+        ],
+        ["| targets of a step | single prompts | all of a user |", "| 64 | 3.2 ± 0.1 (1.00x) | 4.8 ± 0.1 (1.50x) |"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MADE_UP)
+def test_tables_of_made_up_records(name, monkeypatch):
+    """An older record of the same cell is not shown; no record is no table, and no error."""
+    table, rows, expected = MADE_UP[name]
+    rows = [row | ORIGIN for row in rows]
+    older = (
+        [] if name in ("by_user", "noise") else [row | {"time": "1", "median_ms": "1", "ratio": "3"} for row in rows]
+    )
+    monkeypatch.setattr(results, "read", lambda asked: older + rows if asked == name else [])
+    lines = table().splitlines()
+    for line in expected:
+        assert line in lines
+    assert lines[-1] == "*its cpu, a machine; torch 2.0; commits abc.*"
+    monkeypatch.setattr(results, "read", lambda asked: [])
+    assert table() == "*Not recorded yet.*"
+
+
+def test_compress_is_of_the_cpu_measured_last(monkeypatch):
+    recorded = results.read("compress")
+    new = [row | {"cpu": "a new cpu", "ratio": "77.0"} for row in recorded if row["cpu"] == recorded[-1]["cpu"]]
+    monkeypatch.setattr(results, "read", lambda asked: recorded + new)
+    made = page.compress("1")
+    assert made.splitlines()[-1].startswith("*a new cpu, ")
+    assert "77.0x" in made
+    assert recorded[-1]["cpu"] not in made
+
+
 def test_an_unknown_table_is_refused():
     with pytest.raises(ValueError, match=r"table: expected one of rows, .*, got 'nonsense'"):
         page.made("<!-- table: nonsense -->\n<!-- end -->\n")
