@@ -37,10 +37,7 @@ def floor(packer: Packer, runs: Passes) -> int:
         start, size = places[begin], np.diff(begin, append=len(places))
         patched = found.patched[begin]
         _, distinct = np.unique((start * (len(items) + 1) + size) * 2 + patched, return_index=True)
-        separated = found.opens & ~found.leads
-        if not prompt.separators:
-            separated &= ~found.follows_patch()
         total += int(np.where(patched, 1, tokens[start])[distinct].sum())
-        total += len(np.unique(places[separated]))
+        total += len(np.unique(places[found.separated(prompt.separators)]))
         total += int((tokens[first:] + 1).sum()) + len(before) * len(prompt.suffix)
     return total

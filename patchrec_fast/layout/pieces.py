@@ -61,12 +61,8 @@ class Pool:
 
         A patch of one token is its text, and has its code.
         """
-        separated = found.opens.copy()
-        separated[found.leads] = False
-        if not self._separators:
-            separated &= ~found.follows_patch()
         codes = 4 * position + (4 * _AROUND + 2)
-        codes -= 2 * separated
+        codes -= 2 * found.separated(self._separators)
         if found.patched.any():
             codes += found.patched & (self._lengths[position + _AROUND] > 1)
             if not found.opens.all():

@@ -26,11 +26,14 @@ class Units(NamedTuple):
     opens: NDArray[np.bool_]  # (M,) the first item of its unit
     leads: NDArray[np.int64]  # the places of users' first items, one of each user that keeps any
 
-    def follows_patch(self) -> NDArray[np.bool_]:
-        """(M,): it or the item before it is patched."""
-        touched = self.patched.copy()
-        touched[1:] |= self.patched[:-1]
-        return touched
+    def separated(self, beside_patches: bool) -> NDArray[np.bool_]:
+        """(M,): a separator is before it; `beside_patches` says whether there are any next to patches."""
+        found = self.opens.copy()
+        found[self.leads] = False
+        if not beside_patches:
+            found &= ~self.patched
+            found[1:] &= ~self.patched[:-1]
+        return found
 
 
 def units(policy: Policy, histories: History, rng: np.random.Generator) -> Units:
