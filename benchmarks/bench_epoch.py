@@ -41,12 +41,12 @@ class Size(NamedTuple):
 
     rows: int  # of a micro-batch; no pass has more
     targets: int  # of a pass
-    text: int  # of a pass in the paper's layout, as many as `rows` hold; and so the next two
+    text: int  # of a pass in the paper's layout, as many as `rows` surely hold, at most `targets`; and so the next two
     pft_i: int
     pft_s: int
 
 
-FULL, QUICK = Size(8192, 64, text=8, pft_i=16, pft_s=64), Size(2048, 16, text=2, pft_i=4, pft_s=16)
+FULL, QUICK = Size(8192, 64, text=11, pft_i=24, pft_s=64), Size(2048, 16, text=2, pft_i=4, pft_s=16)
 QUICK_USERS = 10
 
 
