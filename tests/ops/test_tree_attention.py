@@ -187,7 +187,7 @@ def test_who_serves():
     trees = cases.make(COUNTS, LENGTHS, dtype=torch.float64)
     assert torch.equal(tree_attention(*trees, **BOUNDS), tree_attention(*trees, **BOUNDS, impl="cpu"))
     assert choose("auto", "meta", torch.float32) == "reference"
-    with pytest.raises(RuntimeError, match="impl='cpu' cannot serve this call: it runs on CPU tensors, got one on cuda"):
+    with pytest.raises(RuntimeError, match=r"impl='cpu' cannot serve .* got one on cuda"):
         choose("cpu", "cuda", torch.float32)
     with pytest.raises(RuntimeError, match="float64"):
         tree_attention(*trees, **BOUNDS, impl="triton")

@@ -97,14 +97,15 @@ def tree_attention(
 
 def choose(impl: Impl, device_type: str, dtype: torch.dtype) -> str:
     """The name of the backend that serves; raises RuntimeError where a named one cannot."""
+    if impl == "auto" and device_type == "cpu":
+        impl = "cpu"
     if impl == "auto":
-        on_gpu = "reference" if backends.why_not("triton", device_type, dtype) else "triton"
-        impl = "cpu" if device_type == "cpu" else on_gpu
-    if impl == "cpu":
-        if device_type != "cpu":
-            raise RuntimeError(f"impl='cpu' cannot serve this call: it runs on CPU tensors, got one on {device_type}")
-        return impl
-    return backends.choose(impl, device_type, dtype)
+        impl = "reference" if backends.why_not("triton", device_type, dtype) else "triton"
+    if impl != "cpu":
+        return backends.choose(impl, device_type, dtype)
+    if device_type != "cpu":
+        raise RuntimeError(f"impl='cpu' cannot serve this call: it runs on CPU tensors, got one on {device_type}")
+    return impl
 
 
 def _module(name: str) -> ModuleType:
