@@ -302,7 +302,7 @@ def _read_batch(
     if kwargs.get("segments") is not None:
         _check_attention(model)
         kwargs = {**kwargs, "segments": Segments(kwargs["cu_seq_lens_q"], *kwargs["segments"])}
-    elif kwargs.get("absent") and kwargs.get("tree") is None:
+    elif kwargs.get("absent") and kwargs.get("kv_cache") is None:
         raise ValueError(
             f"{kwargs['absent']} rows of the packed batch's prompts are not in it, and no cache has kept them; pack it "
             "whole"

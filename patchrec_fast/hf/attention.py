@@ -77,7 +77,7 @@ def attend(
         softcap: logits become `softcap * tanh(logits / softcap)`.
         kernel: one of KERNELS, or "auto".
         kwargs: the model's other arguments; `cu_seq_lens_q` (B + 1,) int32 and `max_length_q` make a packed call;
-            a `tree` (`patchrec_fast.hf.cache.TreeCache`) keeps a packed call's keys and values, and serves the others;
+            a `kv_cache` (`patchrec_fast.hf.decode_cache`) takes a packed call's keys and values, and serves the others;
             `cu_seq_lens_k` and `max_length_k` count what it puts before the rows of a packed call too. `segments`, the
             forest of a packed call some of whose segments have parents, goes to `segment_attention`.
 
@@ -90,13 +90,13 @@ def attend(
         raise ValueError(f"{type(module).__name__} has attention sinks, which {NAME} does not compute")
     if attention_mask is not None and not torch.compiler.is_compiling():
         kwargs = {**getattr(attention_mask, "packing", {}), **kwargs}
-    cu_seqlens, tree = kwargs.get("cu_seq_lens_q"), kwargs.get("tree")
-    check_mask(module, attention_mask, query.shape[2], packed=cu_seqlens is not None or tree is not None)
-    if tree is not None and cu_seqlens is None:
+    cu_seqlens, kv_cache = kwargs.get("cu_seq_lens_q"), kwargs.get("kv_cache")
+    check_mask(module, attention_mask, query.shape[2], packed=cu_seqlens is not None or kv_cache is not None)
+    if kv_cache is not None and cu_seqlens is None:
         scale, qkv = query.shape[-1] ** -0.5 if scaling is None else scaling, _one_dtype(query, key, value)
         device = query.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-            return tree.attend(module.layer_idx, *qkv, scale, sliding_window, softcap), None
+            return kv_cache.attend(module.layer_idx, *qkv, scale, sliding_window, softcap), None
     window = getattr(attention_mask, "window", sliding_window) if watched() else sliding_window
     if window != sliding_window:
         raise ValueError(
@@ -122,8 +122,8 @@ def attend(
     if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         raise ValueError(f"{type(module).__name__} is not causal; {NAME} packs causal attention only")
     q, k, v = (x[0].transpose(0, 1) for x in _one_dtype(query, key, value))  # (R, H, D)
-    if tree is not None:
-        k, v = tree.keep(module.layer_idx, k, v)
+    if kv_cache is not None:
+        k, v = kv_cache.update(module.layer_idx, k, v)
     elif kwargs.get("segments") is not None:
         impl = _segment_impl(kernel, query.device.type, dropout)
         segments = kwargs["segments"]

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..layout.batch import PackedBatch
-from .cache import Rows, TreeCache
+from .decode_cache import DynamicCache, Rows
 from .masks import checking
 from .modules import inner_of
 
@@ -128,19 +128,19 @@ def check_decoding(model: Any, made: Any) -> None:
         expected = [tried.logits("a plain call", input_ids=ids.unsqueeze(0), use_cache=False)[-2:] for ids in prompts]
         batch = _packed([ids[:-2] for ids in prompts])
         lengths = batch.cu_seqlens.diff()
-        tree = TreeCache(lengths.tolist())
+        cache = DynamicCache(lengths.tolist(), lengths.device)
         inputs = batch.model_inputs()
         del inputs["labels"], inputs["supervised_rows"]
-        tried.logits("a packed call", **inputs, tree=tree)
+        tried.logits("a packed call", **inputs, kv_cache=cache)
         user = torch.tensor([0, 0, 1, 1], device=lengths.device)
         depth = torch.tensor([1, 2, 1, 2], device=lengths.device)
         path = torch.tensor([[2, -1], [2, 3], [4, -1], [4, 5]], device=lengths.device)
-        tree.begin(Rows(user, depth, path, [2, 2]))
+        cache.begin(Rows(path, torch.tensor([0, 2, 4], dtype=torch.int32).to(path.device), 2))
         found = tried.logits(
             "a call that decodes",
             input_ids=torch.cat([ids[-2:] for ids in prompts]).unsqueeze(0),
             position_ids=(lengths[user] + depth - 1).unsqueeze(0),
-            tree=tree,
+            kv_cache=cache,
             use_cache=False,
         )
     if _off(found, torch.cat(expected)) > tried.tolerance:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 NAME = "patchrec_varlen"
 # What makes a call packed, by its names among the model's keyword arguments.
-_PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "segments", "tree")
+_PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "segments", "kv_cache")
 
 # Set while `check` tries a model: the masks of its plain calls say which window they have.
 checking: ContextVar[bool] = ContextVar("checking", default=False)
@@ -34,7 +34,7 @@ def mark(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[A
     not see them there: such a model, compiled, is an error of `attend`.
     """
     packing = {name: kwargs[name] for name in _PACKING if kwargs.get(name) is not None}
-    if not packing.keys() & {"cu_seq_lens_q", "tree"} or kwargs.get("attention_mask") is not None:
+    if not packing.keys() & {"cu_seq_lens_q", "kv_cache"} or kwargs.get("attention_mask") is not None:
         return None
     if not is_ours(decoder.config._attn_implementation):
         return None

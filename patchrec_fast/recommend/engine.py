@@ -20,9 +20,8 @@ from torch import Tensor
 
 from .._check import check_count
 from .._ranges import named
-from ..hf.cache import Known, PromptCache, TreeCache
-from ..hf.fixed_tree import FixedTree
-from ..hf.kv_cache import Kept, KVCache, Layers, first_rows
+from ..hf.decode_cache import DynamicCache, Parent, StaticCache
+from ..hf.kv_cache import Entry, KeyValues, KVCache
 from ..layout import PackedBatch, Packer
 from ..layout.rows import PromptRows, prompt_rows, without
 from ..ops.backends import why_not
@@ -33,7 +32,7 @@ from .scorer import NORMALIZE, Normalize, TokenScorer, closed_nodes
 from .search.beam import BeamConfig
 from .search.cuda_graph import CudaGraph
 from .search.static_beam import StaticBeamSearch
-from .state import DecodeState, PromptState, prompt_lengths
+from .state import DecodeState, PromptState
 from .trie import Trie
 
 _ROOM = 1.25  # of what a batch needs, so that the next, of other histories, most often fits
@@ -94,12 +93,12 @@ class Run:
         self._packer.share = self._packer.plan = False
         self._device = next(model.parameters()).device
         self._forward, self._autocast = called(model, autocast), autocast
-        self._keeps = not _rotates_by_length(model)
-        self._cache = cache if self._keeps else None
+        self._reuses = not _rotates_by_length(model)
+        self._cache = cache if self._reuses else None
         self._trie = trie.to(self._device)
         self._scorer = TokenScorer(head, self._trie, normalize)
         self._exclude_seen = exclude_seen
-        self._prefix: Layers | None = None  # of the rows before the history
+        self._prefix: KeyValues | None = None  # of the rows before the history
         self._config: BeamConfig | None = None  # of a search in steps of one shape
         self._graphs_required = False
         self._static: StaticBeamSearch | None = None
@@ -159,12 +158,12 @@ class Run:
         with self._part("pack"):
             packed = self._packer.pack(batch.histories, seed=0)
             rows = prompt_rows(packed)
-            known = self._known(batch, rows)
-            packed = without(packed, [part.rows for part in known])
+            lengths, parents = [len(each.item_offsets) - 1 for each in rows], self._parents(batch, rows)
+            packed = without(packed, [parent.visible for parent in parents])
             self._close(batch)
         with self._part("prompt"):
-            prompts, search = self._read(packed, known, decode)
-            self._keep(batch, rows, prompts.tree)
+            prompts, search = self._read(packed, lengths, parents, decode)
+            self._store(batch, rows, prompts.cache)
         with self._part("decode"):
             made = search()
         self.rows += prompts.rows
@@ -174,58 +173,61 @@ class Run:
             self._cache.rows_reused += prompts.rows - read
         return tuple(each.cpu() for each in made), prompts.num_scored.cpu()
 
-    def _known(self, batch: Users, prompts: list[PromptRows]) -> list[Known]:
+    def _parents(self, batch: Users, prompts: list[PromptRows]) -> list[Parent]:
         """The rows that each prompt begins with and that need not be read: all but one, at most."""
-        prefix, found = len(self._packer.prompt.prefix), [Known(0, None)] * batch.number
+        prefix, found = len(self._packer.prompt.prefix), [Parent(0, None)] * batch.number
         for place, prompt in enumerate(prompts):
-            kept = None
+            entry = None
             if self._cache is not None and batch.ids is not None:
-                kept = self._cache.get((batch.ids[place], self._autocast), self._device)
-            if kept is not None:
-                rows = min(prompt.common(kept.prompt), len(prompt.item_offsets) - 2)
-                found[place] = Known(rows, kept.layers) if rows >= prefix else found[place]
+                entry = self._cache.get((batch.ids[place], self._autocast), self._device)
+            if entry is not None:
+                visible = min(prompt.common(entry.prompt), len(prompt.item_offsets) - 2)
+                found[place] = Parent(visible, entry.rows) if visible >= prefix else found[place]
         if self._prefix is None:
-            layers = next((known.layers for known in found if known.layers is not None), None)
-            self._prefix = None if layers is None else first_rows(layers, prefix)
+            rows = next((parent.rows for parent in found if parent.rows is not None), None)
+            self._prefix = None if rows is None else rows.copy(0, prefix)
         if self._prefix is not None:
-            shared = Known(prefix, self._prefix)
-            return [shared if known.layers is None else known for known in found]
-        return [found[0], *[Known(prefix, None)] * (batch.number - 1)]
+            shared = Parent(prefix, self._prefix)
+            return [shared if parent.rows is None else parent for parent in found]
+        return [found[0], *[Parent(prefix, None)] * (batch.number - 1)]
 
-    def _keep(self, batch: Users, prompts: list[PromptRows], tree: PromptCache) -> None:
-        """What the next batch and the next call need not read."""
-        if not self._keeps:
+    def _store(self, batch: Users, prompts: list[PromptRows], cache: DynamicCache) -> None:
+        """What the next batch and the next call need not read; copies, made before an entry is replaced."""
+        if not self._reuses:
             return
         if self._prefix is None:
-            self._prefix = tree.of(0, len(self._packer.prompt.prefix))
+            self._prefix = cache.prompt(0, len(self._packer.prompt.prefix))
         if self._cache is not None and batch.ids is not None:
             for place, prompt in enumerate(prompts):
-                self._cache.put((batch.ids[place], self._autocast), Kept(prompt, tree.of(place)))
+                self._cache.put((batch.ids[place], self._autocast), Entry(prompt, cache.prompt(place)))
 
     def _read(
-        self, packed: PackedBatch, known: list[Known], decode: Callable[[DecodeState], Answers]
+        self,
+        packed: PackedBatch,
+        lengths: list[int],
+        parents: list[Parent],
+        decode: Callable[[DecodeState], Answers],
     ) -> tuple[PromptState, Callable[[], Answers]]:
         """The prompts, read, and the search that waits."""
-        lengths = prompt_lengths(packed).tolist()
         common = self._forward, self._head, self._trie, packed
         if self._config is None:
-            state = DecodeState(*common, TreeCache(lengths, known), self._scorer)
+            state = DecodeState(*common, DynamicCache(lengths, self._device, parents), self._scorer)
             return state, partial(decode, state)
         static = self._with_room(self._config, lengths)
-        static.tree.renew(lengths, known)
-        prompts = PromptState(*common, static.tree, self._scorer)
+        static.cache.reset(lengths, parents)
+        prompts = PromptState(*common, static.cache, self._scorer)
         return prompts, partial(static.search, prompts)
 
     def _with_room(self, config: BeamConfig, lengths: list[int]) -> StaticBeamSearch:
         """A search with room for prompts of these rows: the last batch's where it has."""
-        if self._static is None or not self._static.tree.fits(lengths):
+        if self._static is None or not self._static.cache.fits(lengths):
             needed = (len(lengths), ceil(_ROOM * sum(lengths)), ceil(_ROOM * max(lengths)))
-            had = (0, 0, 0) if self._static is None else self._static.tree.room
+            had = (0, 0, 0) if self._static is None else self._static.cache.capacity
             users, rows, longest = map(max, needed, had)
             self._static = None  # its memory, before there is another's
-            tree = FixedTree(users, config.beams, self._trie.depth - 1, rows, longest, self._device)
+            cache = StaticCache(users, rows, longest, users * config.beams * (self._trie.depth - 1), self._device)
             step = CudaGraph(self._device, required=self._graphs_required)
-            self._static = StaticBeamSearch(self._forward, self._head, self._trie, self._scorer, config, tree, step)
+            self._static = StaticBeamSearch(self._forward, self._head, self._trie, self._scorer, config, cache, step)
         return self._static
 
     def _make_closable(self, users: int) -> None:

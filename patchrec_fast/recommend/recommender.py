@@ -45,7 +45,7 @@ class Recommender:
 
     The model is used as it is at each call: in evaluation mode, attached with `patchrec_fast.attach` where it is not
     yet, and left as it was found. A prompt is read once for all branches, and the part of the prompts before the
-    history, the same for all users, once a call (`patchrec_fast.hf.cache`); inside `engine`, less than that.
+    history, the same for all users, once a call (`patchrec_fast.hf.decode_cache`); inside `engine`, less than that.
 
     Threads may call one recommender, or several of one model: their calls take turns (`patchrec_fast.hf.lock`). Other
     calls of the model, and its training, are not in their turn: a call here finds the model in training mode, or

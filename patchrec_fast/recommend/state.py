@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..hf.cache import Chain, PromptCache, Rows, TreeCache
+from ..hf.decode_cache import Chain, DynamicCache, Rows
 from ..layout import PackedBatch
 from .lm_head import LMHead
 from .paths import Paths, appended
@@ -25,18 +25,14 @@ _LONG = 32  # tokens of a forced chain whose rows read slices of the tree, not e
 _ROWS = 4096  # of such chains read at once, at most, or one chain
 
 
-def prompt_lengths(batch: PackedBatch) -> Tensor:
-    """(B,) how many rows the prompts have, those that are not in the batch included."""
-    return batch.position_ids[batch.user_offsets[1:].long() - 1] + 1
-
-
 class PromptState:
     """The prompts of B users, read.
 
     Attributes:
         trie: on the model's device.
         users: B.
-        tree, scorer: as given.
+        cache, scorer: as given.
+        lengths: (B,) int64 rows of each prompt, those that are not in the batch included; on the model's device.
         rows: of the prompts, those that one user read for the others counted for each.
         num_scored: (B,) int64, how many nodes' children have been scored.
     """
@@ -47,25 +43,25 @@ class PromptState:
         head: LMHead,
         trie: Trie,
         batch: PackedBatch,
-        tree: PromptCache,
+        cache: DynamicCache,
         scorer: TokenScorer,
     ) -> None:
         """Reads the prompts: one packed call of an attached model.
 
         Args:
-            batch: without targets, in host memory; `patchrec_fast.layout.rows.without` what the tree knows.
-            tree: of prompts of `prompt_lengths(batch)`; takes their keys and values.
+            batch: without targets, in host memory; `patchrec_fast.layout.rows.without` what the cache's parents have.
+            cache: of its prompts; takes their keys and values.
         """
         device = trie.token.device
         self.trie, self.users = trie, len(batch)
-        self._model, self._head, self.tree, self.scorer = model, head, tree, scorer
-        last, lengths = batch.user_offsets[1:].long() - 1, prompt_lengths(batch)
-        self._lengths, last, self.rows = lengths.to(device), last.to(device), int(lengths.sum())
+        self._model, self._head, self.cache, self.scorer = model, head, cache, scorer
+        self.lengths, self.rows = torch.tensor(cache.lengths).to(device), sum(cache.lengths)
+        last = (batch.user_offsets[1:].long() - 1).to(device)
         inputs = {"max_id": int(batch.ids.max()), **batch.to(device).model_inputs()}
-        inputs["cu_seq_lens_k"] = F.pad(lengths.cumsum(0), (1, 0)).int().to(device)
-        inputs["max_length_k"] = int(lengths.max())
+        inputs["cu_seq_lens_k"] = cache.cu_seqlens[: self.users + 1]
+        inputs["max_length_k"] = max(cache.lengths)
         inputs["longest"] = inputs["max_length_k"] + trie.depth - 1
-        self._hidden = last_hidden(model, head, tree, **inputs, logits_to_keep=last)  # (B, d), and each node read
+        self._hidden = last_hidden(model, head, cache, **inputs, logits_to_keep=last)  # (B, d), and each node read
         self.num_scored = torch.zeros(self.users, dtype=torch.int64, device=device)
 
     def children(self, user: Tensor, node: Tensor, row: Tensor) -> Children:
@@ -93,11 +89,10 @@ class DecodeState(PromptState):
     """The same, and a tree behind each prompt that grows by what is read."""
 
     def __init__(
-        self, model: Any, head: LMHead, trie: Trie, batch: PackedBatch, tree: TreeCache, scorer: TokenScorer
+        self, model: Any, head: LMHead, trie: Trie, batch: PackedBatch, cache: DynamicCache, scorer: TokenScorer
     ) -> None:
         """Reads the prompts, as `PromptState`."""
-        super().__init__(model, head, trie, batch, tree, scorer)
-        self._tree = tree
+        super().__init__(model, head, trie, batch, cache, scorer)
         self._paths = Paths(self.users, trie.depth, trie.token.device)
 
     def read(self, user: Tensor, node: Tensor, above: Tensor, chains: bool = True) -> tuple[Tensor, Tensor]:
@@ -135,17 +130,18 @@ class DecodeState(PromptState):
         begin = chain.cumsum(0) - chain  # (n,)
         owner = torch.repeat_interleave(chain)  # (m,) int64, which of the n
         step = torch.arange(len(owner), device=owner.device) - begin[owner]
-        mine, first, row = user[owner], self._tree.count, self._tree.count + begin
+        mine, first, row = user[owner], self.cache.count, self.cache.count + begin
         depth = self._paths.add(above[owner], row[owner], step)
         if alone:
             whole = zip(user.tolist(), above, self._paths.depth[above].tolist(), chain.tolist(), strict=True)
-            self._tree.begin([Chain(u, self._paths.of(at[None], deep)[0], rows) for u, at, deep, rows in whole])
+            self.cache.begin([Chain(u, self._paths.of(at[None], deep)[0], rows) for u, at, deep, rows in whole])
         else:
             paths = self._paths.of(torch.arange(first, first + len(owner), device=owner.device), int(depth.max()))
-            self._tree.begin(Rows(mine, depth, paths, torch.bincount(mine, minlength=self.users).tolist()))
-        tokens, positions = self._tokens_down(node, owner, step), self._lengths[mine] + depth - 1
-        hidden = read_nodes(self._model, self._head, self._tree, tokens, positions)
-        self._tree.end()
+            counts = torch.bincount(mine, minlength=self.users)
+            self.cache.begin(Rows(paths, F.pad(counts.cumsum(0), (1, 0)).int(), int(counts.max())))
+        tokens, positions = self._tokens_down(node, owner, step), self.lengths[mine] + depth - 1
+        hidden = read_nodes(self._model, self._head, self.cache, tokens, positions)
+        self.cache.end()
         self._hidden = appended(self._hidden, first, hidden)
         return row
 
@@ -157,15 +153,15 @@ class DecodeState(PromptState):
         return self.trie.token[torch.stack(nodes)[step, owner]]
 
 
-def last_hidden(model: Any, head: LMHead, tree: PromptCache, **inputs: Any) -> Tensor:
-    """The last hidden states, (rows, d), of a call whose keys and values the tree takes."""
+def last_hidden(model: Any, head: LMHead, cache: DynamicCache, **inputs: Any) -> Tensor:
+    """The last hidden states, (rows, d), of a call whose keys and values the cache takes."""
     with head.lifted() as kept:
-        model(**inputs, tree=tree)
+        model(**inputs, kv_cache=cache)
     return kept[0][0]
 
 
-def read_nodes(model: Any, head: LMHead, tree: PromptCache, tokens: Tensor, positions: Tensor) -> Tensor:
-    """The same of n rows of the tree.
+def read_nodes(model: Any, head: LMHead, cache: DynamicCache, tokens: Tensor, positions: Tensor) -> Tensor:
+    """The same of n rows of the trees.
 
     Args:
         tokens, positions: (n,) int64.
@@ -173,7 +169,7 @@ def read_nodes(model: Any, head: LMHead, tree: PromptCache, tokens: Tensor, posi
     return last_hidden(
         model,
         head,
-        tree,
+        cache,
         input_ids=tokens.unsqueeze(0),
         position_ids=positions.unsqueeze(0),
         use_cache=False,

@@ -190,7 +190,8 @@ def test_splits_fill_the_device():
 def test_auto_takes_the_kernel(make):
     trees = make(**SMALL)
     by_name = tree_attention(*trees, **BOUNDS, scale=0.4, impl="triton")
-    assert torch.equal(tree_attention(*trees, **BOUNDS, scale=0.4), by_name)
+    if trees.query.device.type != "cpu":  # the interpreter is asked for by name
+        assert torch.equal(tree_attention(*trees, **BOUNDS, scale=0.4), by_name)
     assert torch.equal(kernels.tree_attention(*trees, **BOUNDS, scale=0.4), by_name)
     assert not torch.equal(tree_attention(*trees, **BOUNDS, scale=0.4, impl="reference"), by_name)
 
@@ -214,4 +215,4 @@ def test_the_kernel_refuses_what_it_would_read_wrong(make):
         freed.untyped_storage().resize_(0)
         with pytest.raises(ValueError, match=f"{name} has a storage of 0 bytes"):
             call(**{name: freed})
-    assert torch.equal(call(), tree_attention(*trees, **BOUNDS, scale=0.4))
+    assert torch.equal(call(), kernels.tree_attention(*trees, **BOUNDS, scale=0.4))

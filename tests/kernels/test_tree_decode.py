@@ -11,7 +11,7 @@ import patchrec_kernels.tree_attention as kernels
 
 import patchrec_fast as pf
 from patchrec_fast import data
-from patchrec_fast.hf import cache
+from patchrec_fast.ops.attention import tree
 from patchrec_fast.recommend import engine
 from tests.hf.conftest import FAMILIES, TINY
 
@@ -51,8 +51,7 @@ def test_recommending(device, packer, launches, monkeypatch, family, method):
     assert not launches
     if device.type == "cpu":  # as on a GPU
         monkeypatch.setattr(engine, "_why_not_static", lambda model, device: None)
-        if method == "exact":
-            monkeypatch.setattr(cache, "_kernel_serves", lambda device: True)
+        monkeypatch.setattr(tree, "choose", lambda impl, device_type, dtype: "triton")
     found = pf.Recommender(model.to(device), packer).recommend(histories, k=2, method=method)
     assert launches
     np.testing.assert_array_equal(found.items, expected.items)

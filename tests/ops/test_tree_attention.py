@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tree_attention`'s reference against float64, one row at a time, and what the public function refuses."""
+"""`tree_attention` on the CPU against float64, one row at a time, and what the public function refuses."""
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from patchrec_fast.ops.attention import tree_cpu
 from patchrec_fast.ops.attention import tree_reference as reference
-from patchrec_fast.ops.attention.tree import tree_attention
+from patchrec_fast.ops.attention.tree import choose, tree_attention
 from patchrec_fast.testing import UNIT_ROUNDOFF
 from tests.ops import trees as cases
 
@@ -17,43 +19,62 @@ BOUNDS = {"max_rows": 15, "max_seqlen": 50, "scale": 0.4}
 CASE = cases.make(COUNTS, LENGTHS)
 
 
-def check(trees, **rules):
-    got = tree_attention(*trees, **BOUNDS, impl="reference", **rules)
-    assert got.dtype is trees.value.dtype
-    expected = cases.exact(trees, scale=0.4, result=UNIT_ROUNDOFF[got.dtype], **rules)
-    cases.assert_within(got, expected)
-    return got
+@pytest.fixture(params=["cpu", "reference"])
+def check(request):
+    """check(trees, **rules): the result, within its bound. In 16 bits "cpu" also rounds a prompt's weights and mean."""
+
+    def check(trees, within=None, **rules):
+        got = tree_attention(*trees, **BOUNDS, impl=request.param, **rules)
+        assert got.dtype is trees.value.dtype
+        unit = UNIT_ROUNDOFF[got.dtype]
+        weight = 2 * unit if request.param == "cpu" and got.dtype.itemsize == 2 else 0.0
+        cases.assert_within(got, cases.exact(within or trees, scale=0.4, weight=weight, result=unit, **rules))
+        return got
+
+    return check
 
 
 @pytest.mark.parametrize("dtype", list(UNIT_ROUNDOFF))
 @pytest.mark.parametrize("rules", [{}, {"window": 7}, {"softcap": 1.5}, {"window": 30, "softcap": 2}], ids=str)
-def test_rows_over_prompt_and_path(dtype, rules):
+def test_rows_over_prompt_and_path(check, dtype, rules):
     check(cases.make(COUNTS, LENGTHS, dtype=dtype), **rules)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_any_users(check, monkeypatch, seed):
+    """Random ones, and paths that are gathered for few rows at a time."""
+    monkeypatch.setattr(tree_cpu, "_GATHERED", 200)
+    rng = np.random.default_rng(seed)
+    counts, lengths = rng.integers(0, 6, 4).tolist(), rng.integers(0, 50, 4).tolist()
+    rules = [{}, {"softcap": 1.5}, {"window": int(rng.integers(1, 60))}][seed % 3]
+    columns = int(rng.integers(1, 9))
+    check(cases.make(counts, lengths, columns=columns, group=int(rng.integers(1, 4)), seed=seed), **rules)
+
+
 @pytest.mark.parametrize("window", [1, 2, 30, 55, 1000])
-def test_window(window):
+def test_window(check, window):
     check(CASE, window=window)
 
 
 @pytest.mark.parametrize("group", [1, 3, 4])
 @pytest.mark.parametrize("key_heads", [1, 2])
-def test_groups(group, key_heads):
+def test_groups(check, group, key_heads):
     check(cases.make(COUNTS, LENGTHS, group=group, key_heads=key_heads, d=5))
 
 
-def test_queries_of_another_type_than_values():
+def test_queries_of_another_type_than_values(check):
     check(cases.make(COUNTS, LENGTHS, value_dtype=torch.bfloat16))
 
 
-def test_rows_of_no_user_are_zeros():
+def test_rows_of_no_user_are_zeros(check):
     assert (check(CASE)[sum(COUNTS) :] == 0).all()
     one = torch.zeros(1, dtype=torch.int32)
     assert (check(CASE._replace(cu_rows=one, cu_seqlens=one)) == 0).all()
 
 
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
 @pytest.mark.parametrize("window", [None, 3])
-def test_no_rows(window):
+def test_no_rows(window, impl):
     none = CASE._replace(
         query=CASE.query[:0],
         path=CASE.path[:0],
@@ -61,20 +82,19 @@ def test_no_rows(window):
         tree_value=CASE.tree_value[:0],
         cu_rows=torch.zeros_like(CASE.cu_rows),
     )
-    assert tree_attention(*none, **BOUNDS, window=window).shape == (0, 6, 16)
+    assert tree_attention(*none, **BOUNDS, window=window, impl=impl).shape == (0, 6, 16)
 
 
-def test_no_prompts():
+def test_no_prompts(check):
     check(cases.make([2, 3], [0, 0], columns=4))
 
 
-def test_entries_outside_the_tree_are_not_there():
+def test_entries_outside_the_tree_are_not_there(check):
     beyond = CASE._replace(path=torch.where(CASE.path < 0, CASE.tree_key.shape[0], CASE.path))
-    got = tree_attention(*beyond, **BOUNDS, window=9, impl="reference")
-    assert torch.equal(got, check(CASE, window=9))
+    assert torch.equal(check(beyond, within=CASE, window=9), check(CASE, window=9))
 
 
-def test_autocast_changes_nothing():
+def test_autocast_changes_nothing(check):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         check(CASE)
 
@@ -140,7 +160,6 @@ BAD = {
         ValueError,
         "impl must be one of 'auto', 'cpu', 'triton', 'reference', got 'cu",
     ),
-    "impl cpu": (told(impl="cpu"), RuntimeError, "impl='cpu' cannot serve this call: tree_attention has no C"),
     "gradient": (changed(query=lambda x: x.requires_grad_()), RuntimeError, "has no gradient; call it under torch.no"),
 }
 
@@ -164,9 +183,11 @@ def test_triton_by_name_serves_or_raises():
         tree_attention(*CASE, **BOUNDS, impl="triton")
 
 
-def test_another_type_is_the_references():
+def test_who_serves():
     trees = cases.make(COUNTS, LENGTHS, dtype=torch.float64)
-    got = tree_attention(*trees, **BOUNDS)
-    assert torch.equal(got, tree_attention(*trees, **BOUNDS, impl="reference"))
+    assert torch.equal(tree_attention(*trees, **BOUNDS), tree_attention(*trees, **BOUNDS, impl="cpu"))
+    assert choose("auto", "meta", torch.float32) == "reference"
+    with pytest.raises(RuntimeError, match=r"impl='cpu' cannot serve .* got one on cuda"):
+        choose("cpu", "cuda", torch.float32)
     with pytest.raises(RuntimeError, match="float64"):
         tree_attention(*trees, **BOUNDS, impl="triton")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import patchrec_fast as pf
-from patchrec_fast.hf.kv_cache import Kept, KVCache
+from patchrec_fast.hf.kv_cache import Entry, KeyValues, KVCache
 from patchrec_fast.layout.rows import PromptRows, prompt_rows, without
 
 VISITS = int(os.environ.get("PATCHREC_FAST_TEST_VISITS", "27"))
@@ -207,21 +207,21 @@ class TestKVCache:
                 key, size = int(rng.integers(8)), int(rng.integers(1, 4))
                 if rng.random() < 0.6:
                     x = torch.full((size, 1, 1), float(key))
-                    cache.put(key, Kept(PromptRows(None, None, None), {0: (x, x)}))
+                    cache.put(key, Entry(PromptRows(None, None, None), KeyValues({0: (x, x)})))
                     put(key, size)
                 elif rng.random() < 0.8:
                     kept = cache.get(key, cpu)
                     assert (kept is not None) == (key in near or key in far)
                     if kept is not None:
-                        assert kept.layers[0][0][0] == key
+                        assert kept.rows.layers[0][0][0] == key
                         put(key, sizes[key])
                 else:
                     cache.drop(key)
                     for kept in (near, far):
                         if key in kept:
                             kept.remove(key)
-                assert [*cache._near] == near
-                assert [*cache._far] == far
+                assert [*cache._on_device] == near
+                assert [*cache._on_host] == far
                 assert cache.bytes == 8 * sum(sizes[each] for each in near)
                 assert cache.bytes_on_host == 8 * sum(sizes[each] for each in far)
 

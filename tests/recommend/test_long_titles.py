@@ -35,10 +35,8 @@ HISTORIES = [[1, 3, 100], [5], [201, 7, 2, 9]]
     ("family", "options"),
     [("llama", {}), ("qwen3", {"num_key_value_heads": 1}), ("gemma2", {}), ("mistral", {"sliding_window": 40})],
 )
-@pytest.mark.parametrize("piece", [20])
-def test_log_probabilities_are_those_of_the_table(monkeypatch, make_model, long, family, options, piece):
+def test_log_probabilities_are_those_of_the_table(make_model, long, family, options):
     """`scores` reads no chains. All titles are answers, so the long ones are among them."""
-    monkeypatch.setattr("patchrec_fast.hf.cache._PIECE", piece)
     model = make_model(family, initializer_range=0.2, **options)
     rec = pf.Recommender(model, long)
     table = rec.scores(HISTORIES)
@@ -55,7 +53,7 @@ def test_chains_as_rows(monkeypatch, make_model, long):
     rec = pf.Recommender(make_model(initializer_range=0.2), long)
     found = [rec.recommend(HISTORIES, k=16, method=method) for method in METHODS]
     monkeypatch.setattr(state, "_LONG", 10**6)
-    monkeypatch.setattr("patchrec_fast.hf.cache._GATHERED", 1 << 14)
+    monkeypatch.setattr("patchrec_fast.ops.attention.tree_cpu._GATHERED", 1 << 14)
     for method, mine in zip(METHODS, found, strict=True):
         other = rec.recommend(HISTORIES, k=16, method=method)
         np.testing.assert_array_equal(mine.items, other.items)
@@ -121,7 +119,7 @@ def test_steps_of_one_shape_have_no_room_for_it(monkeypatch, make_model, long, r
     rec = pf.Recommender(make_model(initializer_range=0.2), long)
     expected = rec.recommend(HISTORIES, k=12, cuda_graphs=False)
     monkeypatch.setattr(engine, "_why_not_static", lambda model, device: None)
-    monkeypatch.setattr(engine, "FixedTree", None)
+    monkeypatch.setattr(engine, "StaticCache", None)
     monkeypatch.setattr(engine, "_SMALL", 0)
     monkeypatch.setattr(engine, "_EMPTY", 1)
     np.testing.assert_array_equal(rec.recommend(HISTORIES, k=12).items, expected.items)

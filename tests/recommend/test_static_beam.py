@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import patchrec_fast as pf
-from patchrec_fast.hf import fixed_tree
+from patchrec_fast.hf import decode_cache
 from patchrec_fast.ops.attention.tree_reference import tree_attention
 from patchrec_fast.recommend import engine
 from patchrec_fast.recommend.search import cuda_graph
@@ -39,7 +39,7 @@ WAITS = {
 @pytest.fixture
 def unchecked(monkeypatch):
     """The operator as on a GPU, where it reads no value of its offsets."""
-    monkeypatch.setattr(fixed_tree, "tree_attention", tree_attention)
+    monkeypatch.setattr(decode_cache, "tree_attention", tree_attention)
 
 
 def both(monkeypatch, rec, histories, **options):
@@ -178,7 +178,8 @@ def recorded(function):
 
 def changing(search):
     """The tensors that a step changes."""
-    held = [*vars(search).values(), *vars(search.tree).values(), *search._done, *search.tree._trees.values()]
+    trees = itertools.chain(*search.cache._tree.layers.values())
+    held = [*vars(search).values(), *vars(search.cache).values(), *search._done, *search._rows, *trees]
     return [value for value in held if isinstance(value, torch.Tensor)]
 
 

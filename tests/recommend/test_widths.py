@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import patchrec_fast as pf
-from patchrec_fast.hf import cache
+from patchrec_fast.hf import decode_cache
 from patchrec_fast.ops.attention.tree_reference import tree_attention
 from tests.recommend import decoders
 from tests.recommend.test_static_beam import assert_same, both
@@ -71,8 +71,7 @@ def test_where_the_fused_operator_serves(monkeypatch, few, values):
     """By its reference in its place, which takes one width."""
     model = latent("DeepseekV3", few.prompt.num_embeddings, values)
     expected = pf.Recommender(model, few).recommend([[1, 5, 3], [2]], k=4)
-    monkeypatch.setattr(cache, "_kernel_serves", lambda device: True)
-    monkeypatch.setattr(cache, "tree_attention", tree_attention)
+    monkeypatch.setattr(decode_cache, "tree_attention", tree_attention)
     found = pf.Recommender(model, few).recommend([[1, 5, 3], [2]], k=4)
     np.testing.assert_array_equal(found.items, expected.items)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)

@@ -44,21 +44,20 @@ def forward(
 ) -> tuple[Tensor, Tensor]:  # (R, Hq, Dv), (R, Hq)
     """The attention, and the log-sum-exp of each row's logits in at least float32."""
     made = schedule(cu_seqlens, parent, visible, window)
-    attend, _ = _kernels(query, value, softcap)
+    attend, _ = kernels(query, value, softcap)
     groups, dtype = key.shape[1], _dtype(query, bool(made.links) or attend is _plain)
     q, k, v = (_in(x, dtype) for x in (query, key, value))
     out = q.new_empty(*query.shape[:2], value.shape[2])
     lse = q.new_empty(query.shape[:2], dtype=torch.promote_types(dtype, torch.float32))
-    for merge, call in _calls(made.own, made.links, made.rows, query):
+    for more, call in _calls(made.own, made.links, made.rows, query):
         options = Options(_mask(call, q), call.causal, scale, softcap)
         mean, sums = attend(_heads(q[call.queries], groups), *_shared(k, v, call, query.shape[1]), options)
         if call.blind:  # the kernel says 0 of a row that sees nothing
             assert call.bounds is not None
             sums = sums.masked_fill(call.bounds[1] <= call.bounds[0], -torch.inf)
         into, total = _heads(out[call.queries], groups), _per_head(lse[call.queries], groups)
-        if merge:
-            into.lerp_(mean, torch.sigmoid(sums - total).unsqueeze(-1))
-            total.copy_(torch.logaddexp(total, sums))
+        if more:
+            merge(into, total, mean, sums)
         else:
             into.copy_(mean)
             total.copy_(sums)
@@ -81,7 +80,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of query, key and value. What the calls add to a row is summed in the order of the schedule."""
     made = schedule(cu_seqlens, parent, visible, window)
-    attend, attend_backward = _kernels(query, value, softcap)
+    attend, attend_backward = kernels(query, value, softcap)
     groups, dtype = key.shape[1], _dtype(query, bool(made.links) or attend is _plain)
     g, q, k, v, o = (_in(x, dtype) for x in (grad, query, key, value, out))
     dquery, dkey, dvalue = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
@@ -154,9 +153,16 @@ def _summed(x: Tensor) -> Tensor:
 Kernels = tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., tuple[Tensor, Tensor, Tensor]]]
 
 
-def _kernels(query: Tensor, value: Tensor, softcap: float | None) -> Kernels:
+def kernels(query: Tensor, value: Tensor, softcap: float | None) -> Kernels:
+    """The one that serves, forward and backward, of (B, H, n, D) each."""
     plain = softcap is not None or query.shape[2] != value.shape[2]
     return (_plain, _plain_backward) if plain else (_fused, _fused_backward)
+
+
+def merge(into: Tensor, total: Tensor, mean: Tensor, sums: Tensor) -> None:
+    """Adds a call to what its rows have, in place: means of values (..., D), and log-sum-exps (...)."""
+    into.lerp_(mean, torch.sigmoid(sums - total).unsqueeze(-1))
+    total.copy_(torch.logaddexp(total, sums))
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
@@ -179,7 +185,7 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, T
         logits = _logits(q[:, :, rows], k, rows, options)
         lse = logits.logsumexp(-1)
         weights = (logits - lse.clamp(min=torch.finfo(lse.dtype).min).unsqueeze(-1)).exp_()
-        means.append(_product(weights, v))
+        means.append(product(weights, v))
         sums.append(lse)
     return torch.cat(means, 2), torch.cat(sums, 2)
 
@@ -192,12 +198,12 @@ def _plain_backward(
     for rows in _pieces(q, k):
         logits = _logits(q[:, :, rows], k, rows, options)
         weights = (logits - lse[:, :, rows].unsqueeze(-1)).exp_()
-        dv += _product(weights.mT, g[:, :, rows])
-        dlogits = weights * (_product(g[:, :, rows], v.mT) - delta[:, :, rows]) * options.scale
+        dv += product(weights.mT, g[:, :, rows])
+        dlogits = weights * (product(g[:, :, rows], v.mT) - delta[:, :, rows]) * options.scale
         if options.softcap is not None:  # of a hidden key the weight is 0, and the logit not a number to be squared
             dlogits *= 1 - (logits.masked_fill(logits == -torch.inf, 0) / options.softcap).square_()
-        dq[:, :, rows] = _product(dlogits, k)
-        dk += _product(dlogits.mT, q[:, :, rows])
+        dq[:, :, rows] = product(dlogits, k)
+        dk += product(dlogits.mT, q[:, :, rows])
     return dq, dk, dv
 
 
@@ -208,7 +214,7 @@ def _pieces(q: Tensor, k: Tensor) -> Iterator[slice]:
 
 def _logits(q: Tensor, k: Tensor, rows: slice, options: Options) -> Tensor:
     """(Hk, Hq / Hk, n, S), capped; -inf where the key is hidden."""
-    logits = _product(q, k.mT) * options.scale
+    logits = product(q, k.mT) * options.scale
     if options.softcap is not None:
         logits = options.softcap * torch.tanh(logits / options.softcap)
     if options.mask is not None:
@@ -219,7 +225,7 @@ def _logits(q: Tensor, k: Tensor, rows: slice, options: Options) -> Tensor:
     return logits
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """Under autocast too in the operands' dtype."""
     with torch.autocast(a.device.type, enabled=False):
         return a @ b

@@ -13,6 +13,7 @@ from .. import backends
 from ..backends import IMPLS, Impl
 from ..dispatch import transformed
 from ..memory import in_memory
+from . import tree_cpu
 from . import tree_reference as reference
 
 NAMES = ("query", "key", "value", "cu_seqlens", "tree_key", "tree_value", "path", "cu_rows")
@@ -60,14 +61,15 @@ def tree_attention(
         window: a row sees itself and the `window - 1` positions before it, counted over prompt and path: the position
             of prompt row s is s, and that of `path[:, a]` is the prompt's length + a. None is no window.
         softcap: logits become `softcap * tanh(logits / softcap)`. None is no cap.
-        impl: "auto" is Triton where that runs, else the reference in PyTorch; "triton" and "reference" take that one
-            or raise RuntimeError saying what is missing. There is no "cpu" kernel.
+        impl: "cpu" on the CPU: torch's flash kernel on slices of the prompts, a user at a time, and PyTorch on paths.
+            "triton" on a GPU; "reference" is one dense mask in PyTorch. "auto" is the first of them that serves; one
+            asked for by name serves or raises.
 
     The columns of all tensors are adjacent; rows and heads may be any stride apart.
 
     Returns:
-        (n, Hq, D) of value's dtype, contiguous, summed in float32 and rounded once (in 16 bits the kernel also rounds
-        each weight, as FlashAttention does). Zeros for rows that are no user's.
+        (n, Hq, D) of value's dtype, contiguous, summed in float32 and rounded once (in 16 bits the kernels also round
+        each weight, as FlashAttention does, and "cpu" what the prompt gives). Zeros for rows that are no user's.
 
     Raises:
         TypeError, ValueError: malformed input, naming the argument. On the CPU that covers the values of `cu_seqlens`
@@ -95,11 +97,15 @@ def tree_attention(
 
 def choose(impl: Impl, device_type: str, dtype: torch.dtype) -> str:
     """The name of the backend that serves; raises RuntimeError where a named one cannot."""
-    if impl == "cpu":
-        raise RuntimeError("impl='cpu' cannot serve this call: tree_attention has no C++ kernel; use impl='auto'")
+    if impl == "auto" and device_type == "cpu":
+        impl = "cpu"
     if impl == "auto":
         impl = "reference" if backends.why_not("triton", device_type, dtype) else "triton"
-    return backends.choose(impl, device_type, dtype)
+    if impl != "cpu":
+        return backends.choose(impl, device_type, dtype)
+    if device_type != "cpu":
+        raise RuntimeError(f"impl='cpu' cannot serve this call: it runs on CPU tensors, got one on {device_type}")
+    return impl
 
 
 def _module(name: str) -> ModuleType:
@@ -107,7 +113,7 @@ def _module(name: str) -> ModuleType:
         from patchrec_kernels import tree_attention as kernels  # imports Triton
 
         return kernels
-    return reference
+    return tree_cpu if name == "cpu" else reference
 
 
 def _check_memory(tensors: dict[str, Tensor], chosen: str) -> None:
@@ -119,7 +125,7 @@ def _check_memory(tensors: dict[str, Tensor], chosen: str) -> None:
             "tree_attention's kernel is not for torch.func, forward-mode AD or torch.jit.trace; use impl='reference'"
         )
     for name, x in tensors.items():
-        if in_memory(name, x) is not x and chosen != "reference":
+        if in_memory(name, x) is not x and chosen == "triton":
             raise ValueError(f"{name} is a view with a pending negation or zeros without memory; clone it")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ...hf.fixed_tree import FixedTree
+from ...hf.decode_cache import Rows, StaticCache
 from ..lm_head import LMHead
 from ..scorer import Children, TokenScorer
 from ..state import PromptState, read_nodes
@@ -25,7 +25,7 @@ class StaticBeamSearch:
     """Searches for batches of at most B users, one after another.
 
     Attributes:
-        tree: takes the prompts' keys and values (`PromptState`), after `FixedTree.renew`.
+        cache: takes the prompts' keys and values (`PromptState`), after `StaticCache.reset`.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class StaticBeamSearch:
         trie: Trie,
         scorer: TokenScorer,
         config: BeamConfig,
-        tree: FixedTree,
+        cache: StaticCache,
         step: CudaGraph,
     ) -> None:
         """Set up.
@@ -43,33 +43,45 @@ class StaticBeamSearch:
         Args:
             trie: on the model's device.
             scorer: the same object for all batches.
-            tree: of `config.beams` rows a user, and `trie.depth - 1` steps.
+            cache: with room for `config.beams` rows a user in each of `trie.depth - 1` steps.
             step: runs the steps; empty.
         """
-        device, shape = trie.token.device, (tree.users, config.beams)
-        self.tree = tree
+        users, beams, device = cache.capacity[0], config.beams, trie.token.device
+        shape = users, beams
+        self.cache = cache
         self._model, self._head, self._trie, self._scorer, self._config = model, head, trie, scorer, config
         self._divisors, self._width = divisors(config, trie), trie.widest
         self._score = torch.full(shape, -torch.inf, dtype=torch.float32, device=device)
         self._node = torch.zeros(shape, dtype=torch.int64, device=device)
         self._done = Hypotheses.nothing(*shape, device)
-        self._num_scored = torch.zeros(tree.users, dtype=torch.int64, device=device)
+        self._num_scored = torch.zeros(users, dtype=torch.int64, device=device)
         self._alive = torch.zeros((), dtype=torch.bool, device=device)
-        self._user = torch.arange(tree.users, device=device).repeat_interleave(config.beams)  # (n,)
-        self._first = (
-            torch.arange(tree.users, device=device).unsqueeze(1) * config.beams
-        )  # (B, 1) each user's first row
+        self._user = torch.arange(users, device=device).repeat_interleave(beams)  # (n,)
+        self._first = torch.arange(users, device=device).unsqueeze(1) * beams  # (B, 1) each user's first row
+        self._lengths = torch.zeros(users, dtype=torch.int64, device=device)
+        # Step s reads the rows numbered from s * n.
+        self._read = torch.zeros(1, dtype=torch.int64, device=device)  # steps so far
+        self._depth = torch.arange(trie.depth - 1, device=device)
+        self._nth = torch.arange(users * beams, device=device)
+        self._rows = Rows(
+            torch.full((users * beams, trie.depth - 1), -1, device=device),
+            torch.arange(users + 1, dtype=torch.int32, device=device) * beams,
+            beams,
+        )
         self._step = step
 
     def search(self, prompts: PromptState) -> Hypotheses:
-        """The answers for prompts that were read into `tree`."""
+        """The answers for prompts that were read into `cache`."""
         users, trie = prompts.users, self._trie
         chosen, done = first_step(prompts, self._config)
         self._score.fill_(-torch.inf)  # of users that this batch does not have, too
         self._score[:users], self._node[:users] = chosen.score, chosen.node
         for mine, theirs in zip(self._done, done, strict=True):
             mine[:users] = theirs
+        self._lengths[:users] = prompts.lengths
+        self._rows.path.fill_(-1)
         self._num_scored.zero_()
+        self._read.zero_()
         alive = LaggedFlag(self._alive)
         for _ in range(2, trie.depth + 1):
             self._step(self._one_step)
@@ -80,18 +92,21 @@ class StaticBeamSearch:
 
     def _one_step(self) -> None:
         """Reads the beams, scores their children, and chooses: state in, state out."""
-        shape, trie, step = self._score.shape, self._trie, self.tree.step
+        shape, trie, path = self._score.shape, self._trie, self._rows.path
         self._num_scored += (self._score > -torch.inf).sum(1)
         node = self._node.flatten()
-        self.tree.open()
-        positions = self.tree.prompt_lengths[self._user] + step
-        hidden = read_nodes(self._model, self._head, self.tree, trie.token[node].clamp(min=0), positions)
-        self.tree.close()
+        number = self._read * len(self._nth) + self._nth
+        path.copy_(torch.where(self._depth == self._read, number.unsqueeze(1), path))  # each is on its own
+        self.cache.begin(self._rows)
+        positions = self._lengths[self._user] + self._read
+        hidden = read_nodes(self._model, self._head, self.cache, trie.token[node].clamp(min=0), positions)
+        self.cache.end()
+        self._read += 1
         found = self._scorer.children(hidden, self._user, node, self._width)
         children = Children(*(column.view(*shape, -1) for column in found))
-        divisor = self._divisors[self.tree.step + 1]  # the length of titles that end now
+        divisor = self._divisors[self._read + 1]  # the length of titles that end now
         chosen, done = choose(self._config, trie, self._score, children, self._done, divisor, self._divisors[-1])
-        self.tree.path.copy_(self.tree.path[(self._first + chosen.parent).flatten()])
+        path.copy_(path[(self._first + chosen.parent).flatten()])
         self._score.copy_(chosen.score)
         self._node.copy_(chosen.node)
         for mine, theirs in zip(self._done, done, strict=True):
