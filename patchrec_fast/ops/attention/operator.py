@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A schedule's `segment_attention` as an operator: the forest is tensors, so a compiler sees no lengths and no loops."""
+"""A schedule's `segment_attention` as an operator: the forest is tensors, so compilers see no lengths and no loops."""
 
 from typing import Any
 
