@@ -18,14 +18,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
-from patchrec_fast import Packer, Recommender, attach, data
+from patchrec_fast import Catalogue, Packer, Recommender, attach, data
 from patchrec_fast.data import Dataset, Samples
-from patchrec_fast.evaluation import Report, baseline_ranks, evaluate
+from patchrec_fast.evaluation import Popularity, Report, evaluate
 from patchrec_fast.evaluation.report import table
 from patchrec_fast.evaluation.samples import checked, users_of
 from patchrec_fast.layout.config import PromptConfig
 from patchrec_fast.models.opening import open_trained
+from patchrec_fast.recommend import Ranker
 from patchrec_fast.train import Passes, passes, recipes
 from patchrec_fast.train.recipes import Recipe
 from patchrec_fast.train.run import train
@@ -145,7 +147,7 @@ def run_cell(
     return cell, report
 
 
-def rows(cells: list[tuple[dict[str, Any], Report]], dataset: Dataset) -> list[results.Row]:
+def rows(cells: list[tuple[dict[str, Any], Report]], dataset: Dataset, popularity: Ranker) -> list[results.Row]:
     """A row a metric: of each cell; of each stage and arm, all seeds together, with the difference to the reference's;
     and of popularity."""
     found = []
@@ -165,10 +167,10 @@ def rows(cells: list[tuple[dict[str, Any], Report]], dataset: Dataset) -> list[r
     blank = dict.fromkeys(("seed", "batch", "steps", "samples", "rows", "seconds", "val_loss"), "")
     samples = dataset.split("test", max_items=None)
     samples = some(samples, len(report.ranks))
-    for name, ranks in baseline_ranks(dataset, samples).items():
-        if name.startswith("popularity"):
-            other = dataclasses.replace(report, name=name, ranks=ranks.tolist())
-            found += _metrics({**last, "stage": "", "arm": name, **blank}, other)
+    asked: dict[str, Any] = {"by": "rank", "batch_size": 256, "progress": False, "users": np.asarray(report.users)}
+    for name, unseen in (("popularity", False), ("popularity, unseen", True)):
+        other = evaluate(popularity, samples, KS, name=name, exclude_seen=unseen, **asked)
+        found += _metrics({**last, "stage": "", "arm": name, **blank}, other)
     return found
 
 
@@ -216,7 +218,8 @@ def main() -> int:
     ]
     named = [dataclasses.replace(report, name=f"{c['stage']}, {c['arm']}, seed {c['seed']}") for c, report in cells]
     print(table(named))
-    made = rows(cells, dataset)
+    titles = Catalogue.from_titles(dataset.titles, AutoTokenizer.from_pretrained(options.tokenizer))
+    made = rows(cells, dataset, Popularity(dataset, titles))
     if not options.limit:
         print(results.replace("by_user", made))
     return 0

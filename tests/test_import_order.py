@@ -18,7 +18,8 @@ ORDER = (
     ("layout", "testing"),
     ("hf",),
     ("models",),
-    ("train", "recommend", "baselines"),
+    ("train", "recommend"),
+    ("baselines",),  # they are what `recommend.ranker` says
     ("evaluation", "profile"),
     ("report", "study", "serve", "info"),
     ("patchrec_fast",),  # the package itself, with its public names

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import _files
 from .._lock import only_one
 from .._text import printable
 from ..data import Dataset, Samples
-from ..evaluation import Report, baseline_ranks, evaluate
+from ..evaluation import Chance, Popularity, Report, evaluate
 from ..evaluation.report import comparison_table, table
 from ..evaluation.run import REPORT, TABLE
 from ..evaluation.samples import checked, users_of
@@ -24,6 +25,7 @@ from .numbers import whole
 
 EXAMPLE = """  patchrec-fast evaluate --model runs/pft-s --data path/to/ml-1m --out runs/pft-s/test --baselines
   patchrec-fast evaluate --model runs/text --data path/to/ml-1m --compare runs/pft-s/test/report.json"""
+_BASELINE_BATCH = 256  # samples at once
 METHODS = ("beam", "exact", "diverse")
 
 
@@ -64,14 +66,14 @@ def _run(options: argparse.Namespace) -> int:
         rec,
         samples,
         options.k,
-        options.method,
         batch_size=options.batch_size,
         out=options.out,
         users=users.targets,
         name=printable(f"{Path(options.model).name}, {rec.packer.policy}, {options.method}"),
+        method=options.method,
         exclude_seen=options.exclude_seen,
     )
-    baselines = _baselines(report, dataset, samples, rec.packer.catalogue) if options.baselines else []
+    baselines = _baselines(dataset, rec.catalogue, samples, options.k, users.targets) if options.baselines else []
     compared = {other.name: report.compare(other) for other in [*others, *baselines]}
     found = {"prompt": plain(rec.packer), "report": report, "baselines": baselines, "compared": compared}
     content = json.dumps(_plain(found))
@@ -90,21 +92,28 @@ def _named(report: Report) -> Report:
     return dataclasses.replace(report, name=printable(str(report.name)))
 
 
-def _baselines(report: Report, dataset: Dataset, samples: Samples, catalogue: Catalogue) -> list[Report]:
-    """The same report of each baseline."""
-    return [
-        dataclasses.replace(
-            report,
-            name=name,
-            ranks=ranks.tolist(),
-            rows=None,
-            seconds=None,
-            peak_memory=None,
-            memory_kind=None,
-            settings={},
+def _baselines(
+    dataset: Dataset, catalogue: Catalogue, samples: Samples, ks: list[int], users: NDArray[np.integer]
+) -> list[Report]:
+    """A report of each, with titles of the history and without; what they cost is not worth a column."""
+    rankers = {"popularity": Popularity(dataset, catalogue), "random": Chance(catalogue)}
+    reports = [
+        evaluate(
+            ranker,
+            samples,
+            ks,
+            by="rank",
+            batch_size=_BASELINE_BATCH,
+            progress=False,
+            users=users,
+            name=f"{name}, unseen" if unseen else name,
+            exclude_seen=unseen,
         )
-        for name, ranks in baseline_ranks(dataset, samples, catalogue=catalogue).items()
+        for name, ranker in rankers.items()
+        for unseen in (False, True)
     ]
+    cost: dict[str, Any] = {"seconds": None, "peak_memory": None, "memory_kind": None, "settings": {}}
+    return [dataclasses.replace(report, **cost) for report in reports]
 
 
 def _plain(value: Any) -> Any:

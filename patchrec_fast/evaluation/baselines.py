@@ -1,103 +1,123 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recommender has to beat: popularity and chance, on the same samples and with the same metrics."""
+"""What a recommender has to beat: popularity and chance, as `Ranker`s."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from ..data import Dataset, Samples
+from ..data import Dataset
 from ..layout.catalogue import Catalogue
-from ..layout.histories import integers
+from ..layout.histories import Histories, flatten
+from ..models import fingerprint
 from ..ragged import counting
-from .metrics import MISS, answers
+from ..recommend.ranker import Ranked
+from .metrics import MISS
 from .samples import checked
 
 
-def baseline_ranks(
-    dataset: Dataset, samples: Samples, seed: int = 0, catalogue: Catalogue | None = None
-) -> dict[str, NDArray[np.int64]]:
-    """Ranks among all titles of the dataset, 1 for the best.
+class Baseline(ABC):
+    """Titles in the order of a score, those with the same tokens being one (`Catalogue.answers`).
 
-    Popularity counts a title's interactions up to each user's last one in the train split; where two are equally
-    popular, the target comes last. With "unseen", titles are left out of which the sample's own history has all items,
-    as by `Recommender.recommend(exclude_seen=True)`; a target that is left out is a miss.
-
-    Args:
-        dataset: its titles are what can be recommended.
-        samples: of any split; their histories say what was seen, so do not cut them short.
-        seed: of the random order.
-        catalogue: of the dataset's titles: those with the same tokens are one, as they are to a model evaluated beside
-            (`Catalogue.answers`). None has no tokens: those that are the same string.
-
-    Returns:
-        "popularity", "popularity, unseen", "random" and "random, unseen" -> (S,) int64, as `metrics.values` takes
-        them.
-
-    Raises:
-        ValueError: no samples, no train split, an item without a title, or a catalogue of other items.
-    """
-    flat, offsets, targets = checked(samples.histories, samples.targets)
-    answer = _Answers(dataset, catalogue)
-    wanted = answer(targets)  # (S,)
-    sample, seen = _seen(answer, flat, offsets)
-    excluded = np.bincount(sample[seen == wanted[sample]], minlength=len(wanted)) > 0  # (S,)
-
-    count = np.bincount(answer(_train_items(dataset)), minlength=len(answer))  # (A,)
-    rank = len(answer) - np.searchsorted(np.sort(count), count[wanted])  # at least as popular, itself too
-    ahead = np.bincount(sample[count[seen] >= count[wanted[sample]]], minlength=len(wanted))
-    candidates = len(answer) - np.bincount(sample, minlength=len(wanted))  # (S,) titles that are unseen
-    rng = np.random.default_rng(seed)
-    return {
-        "popularity": rank,
-        "popularity, unseen": np.where(excluded, MISS, rank - ahead),
-        "random": 1 + rng.integers(0, len(answer), len(wanted)),
-        "random, unseen": np.where(excluded, MISS, 1 + rng.integers(0, np.maximum(candidates, 1))),
-    }
-
-
-class _Answers:
-    """Item ids -> numbers of their titles; its length is the number A of different titles.
+    With `exclude_seen`, titles are left out of which a history has all items, as by `Recommender.recommend`; so the
+    histories should be whole. In `rank`, equal scores all get the last of their ranks, and a title that is left out
+    none (-1).
 
     Attributes:
-        ids: (I,) int64, of all items, rising.
-        items: (A,) int64, how many items each title has.
+        catalogue: what can be recommended, I items of A titles.
     """
 
-    def __init__(self, dataset: Dataset, catalogue: Catalogue | None) -> None:
-        ids = integers("dataset.titles", list(dataset.titles))
-        if catalogue is not None and len(catalogue) != len(ids):
-            raise ValueError(f"catalogue: expected the {len(ids)} items of the dataset, got {len(catalogue)}")
-        number = answers(dataset.titles.values()) if catalogue is None else catalogue.answers[catalogue.index(ids)]
-        order = np.argsort(ids)
-        self.ids, self._number = ids[order], number[order]
-        self.items = np.bincount(number)
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+        self._order = np.argsort(catalogue.answers, kind="stable")  # (I,) the items of a title side by side
+        self._begin = np.searchsorted(catalogue.answers[self._order], np.arange(catalogue.answers.max() + 1))  # (A,)
 
-    def __call__(self, items: NDArray[np.integer]) -> NDArray[np.int64]:
-        return self._number[self.place(items)]
+    @abstractmethod
+    def scores(self, flat: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(B, A), a greater one is better, of the histories flat (N,) and offsets (B + 1,)."""
 
-    def place(self, items: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Their places in the order of ids."""
-        place = np.searchsorted(self.ids, items).clip(max=len(self.ids) - 1)
-        if not (known := self.ids[place] == items).all():
-            raise ValueError(f"samples: item {items[~known][0]} has no title in the dataset")
-        return place
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """Of all that the answers depend on, JSON values."""
 
-    def __len__(self) -> int:
-        return len(self.items)
+    def recommend(self, histories: Histories, k: int = 20, *, exclude_seen: bool = False) -> Ranked:
+        """The k best titles of each history; of those that items share the first, with `exclude_seen` the first unseen.
+
+        Raises:
+            TypeError, ValueError: malformed histories, or an unknown item.
+        """
+        flat, offsets = flatten(histories)
+        first, left = self._left(flat, offsets, exclude_seen)
+        score = np.where(left, self.scores(flat, offsets), -np.inf)
+        best = np.argsort(-score, axis=1, kind="stable")[:, :k]
+        ids = np.append(self.catalogue.item_ids, -1)  # the last where nothing is left of a title
+        items = ids[np.take_along_axis(first, best, axis=1)]
+        return Ranked(np.pad(items, ((0, 0), (0, k - items.shape[1])), constant_values=-1))
+
+    def rank(self, histories: Histories, targets: ArrayLike, *, exclude_seen: bool = False) -> NDArray[np.int64]:
+        """(B,) the rank of each target's title, from 1.
+
+        Raises:
+            TypeError, ValueError: as `recommend`; another number of targets than of histories.
+        """
+        flat, offsets, wanted = checked(histories, targets)
+        answer, user = self.catalogue.answers[self.catalogue.index(wanted)], np.arange(len(wanted))
+        _, left = self._left(flat, offsets, exclude_seen)
+        score = self.scores(flat, offsets)
+        rank = (left & (score >= score[user, answer][:, None])).sum(1)
+        return np.where(left[user, answer], rank, MISS)
+
+    def _left(
+        self, flat: NDArray[np.int64], offsets: NDArray[np.int64], exclude_seen: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """(B, A): the first item of each title, by position, that may be recommended, and whether there is one."""
+        count = len(self.catalogue)
+        place = np.tile(np.arange(count), (len(offsets) - 1, 1))  # (B, I)
+        seen = self.catalogue.index(flat)
+        if exclude_seen:
+            place[np.repeat(np.arange(len(place)), np.diff(offsets)), seen] = count
+        first = np.minimum.reduceat(place[:, self._order], self._begin, axis=1)
+        return first, first < count
 
 
-def _train_items(dataset: Dataset) -> NDArray[np.int32]:
-    if "train" not in dataset.splits:
-        raise ValueError(f"dataset: expected a train split, got {sorted(dataset.splits)}")
-    counts = dataset.splits["train"][:, 1].astype(np.int64) + 1  # (U,) 0 where the last position is -1
-    return dataset.items[counting(dataset.offsets[:-1], counts)]
+class Popularity(Baseline):
+    """By the interactions of a title up to each user's last one in the train split."""
+
+    def __init__(self, dataset: Dataset, catalogue: Catalogue) -> None:
+        """Counts.
+
+        Raises:
+            ValueError: no train split, or an item that is not in the catalogue.
+        """
+        super().__init__(catalogue)
+        if "train" not in dataset.splits:
+            raise ValueError(f"dataset: expected a train split, got {sorted(dataset.splits)}")
+        counts = dataset.splits["train"][:, 1].astype(np.int64) + 1  # (U,) 0 where the last position is -1
+        items = catalogue.index(dataset.items[counting(dataset.offsets[:-1], counts)])
+        self._count = np.bincount(catalogue.answers[items], minlength=len(self._begin)).astype(np.float64)  # (A,)
+
+    def scores(self, flat: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.tile(self._count, (len(offsets) - 1, 1))
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"ranker": "popularity", "counts": fingerprint.plain(self._count)}
 
 
-def _seen(
-    answer: _Answers, flat: NDArray[np.int64], offsets: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Each title of which a history has all items, once: sample and answer."""
-    sample = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    _, once = np.unique(sample * len(answer.ids) + answer.place(flat), return_index=True)  # watched twice is one
-    pairs, items = np.unique(sample[once] * len(answer) + answer(flat[once]), return_counts=True)
-    whole = pairs[items == answer.items[pairs % len(answer)]]
-    return whole // len(answer), whole % len(answer)
+class Chance(Baseline):
+    """Each history's own order, drawn from the seed and the history: any call gives the same."""
+
+    def __init__(self, catalogue: Catalogue, seed: int = 0) -> None:
+        super().__init__(catalogue)
+        self.seed = seed
+
+    def scores(self, flat: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.float64]:
+        digests = (hashlib.sha256(history.tobytes()).digest() for history in np.split(flat, offsets[1:-1]))
+        draws = (np.random.default_rng([self.seed, int.from_bytes(digest)]) for digest in digests)
+        return np.stack([rng.random(len(self._begin)) for rng in draws])
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"ranker": "chance", "seed": self.seed}

@@ -3,26 +3,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import time
+from typing import Any, NamedTuple
 
-from ..layout.histories import Histories
+import torch
+
 from .memory import PeakMemory
-
-if TYPE_CHECKING:
-    from ..recommend import Recommendations, Recommender
 
 
 class Cost(NamedTuple):
     """Of one call, all its users together."""
 
-    rows: int  # of the prompts, which are the language model's tokens
-    seconds: dict[str, float]  # by PARTS
+    rows: int | None  # of the prompts, which are a language model's tokens
+    seconds: dict[str, float]  # by part of the work
     peak_memory: int  # bytes
     memory_kind: str
 
 
-def measured(rec: Recommender, histories: Histories, **options: Any) -> tuple[Recommendations, Cost]:
-    """`rec.recommend(histories, **options)`, and what it cost."""
-    memory = PeakMemory(next(rec.model.parameters()).device)
-    found = rec.recommend(histories, **options)
-    return found, Cost(found.rows, found.seconds, memory.bytes(), memory.kind)
+def measured(ranker: Any, method: str, /, *args: Any, **options: Any) -> tuple[Any, Cost]:
+    """What a `Ranker`'s method, by name, makes of the arguments, and what that cost: as it says, else by the clock."""
+    memory = PeakMemory(getattr(ranker, "device", torch.device("cpu")))
+    start = time.perf_counter()
+    found = getattr(ranker, method)(*args, **options)
+    seconds = {method: time.perf_counter() - start}
+    rows, seconds = getattr(found, "rows", None), getattr(found, "seconds", seconds)
+    return found, Cost(rows, seconds, memory.bytes(), memory.kind)

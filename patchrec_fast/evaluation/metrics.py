@@ -3,10 +3,10 @@
 
 A *rank* counts from 1; a target that is not in the list is a MISS and has no rank, so that every K up to the length
 of the list is read off one decoding. A hit is an exact match of the title: items that share a title are one answer,
-which is what `Catalogue.answers` numbers, by tokens, and `answers` where there are none.
+which is what `Catalogue.answers` numbers.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,20 +15,6 @@ MISS = -1
 
 Values = dict[str, NDArray[np.float64]]
 """Metric name, such as "HR@10" -> (S,) the value of each sample; the metric is their mean."""
-
-
-def answers(titles: Iterable[str]) -> NDArray[np.int64]:
-    """Numbers the titles: equal strings get equal numbers, 0, 1, ... in the order of their first item.
-
-    Args:
-        titles: I strings.
-
-    Returns:
-        (I,) int64.
-    """
-    texts = list(titles)
-    number = {title: place for place, title in enumerate(dict.fromkeys(texts))}
-    return np.fromiter(map(number.__getitem__, texts), np.int64, len(texts))
 
 
 def ranks(recommended: ArrayLike, targets: ArrayLike) -> NDArray[np.int64]:

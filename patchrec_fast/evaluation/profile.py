@@ -107,7 +107,7 @@ class Profiler:
         for setting in settings:
             rec = self._recommender(setting)
             with rec.engine():
-                measured(rec, histories[:batch_size], batch_size=batch_size, **self._options)
+                measured(rec, "recommend", histories[:batch_size], batch_size=batch_size, **self._options)
                 yield self._profile(rec, setting, histories, batch_size)
 
     def grow(
@@ -127,7 +127,7 @@ class Profiler:
         for setting in settings:
             rec = self._recommender(setting)
             with rec.engine():
-                measured(rec, [history[-max(lengths) :]], batch_size=1, **self._options)
+                measured(rec, "recommend", [history[-max(lengths) :]], batch_size=1, **self._options)
                 for length in lengths:
                     yield self._profile(rec, setting, [history[-length:]] * repeats, 1)
 
@@ -164,10 +164,10 @@ class Profiler:
     def _profile(
         self, rec: Recommender, setting: Setting, histories: Sequence[NDArray[np.int32]], batch_size: int
     ) -> Profile:
-        costs = [
-            measured(rec, histories[begin : begin + batch_size], batch_size=batch_size, **self._options)[1]
-            for begin in range(0, len(histories), batch_size)
-        ]
+        parts = [histories[begin : begin + batch_size] for begin in range(0, len(histories), batch_size)]
+        found, costs = zip(
+            *(measured(rec, "recommend", part, batch_size=batch_size, **self._options) for part in parts), strict=True
+        )
         users = len(histories)
         kept = [min(len(history), setting.max_items or len(history)) for history in histories]
         pack, prompt, decode = (1000 * sum(cost.seconds[part] for cost in costs) / users for part in PARTS)
@@ -175,7 +175,7 @@ class Profiler:
             setting.name,
             users,
             sum(kept) / users,
-            sum(cost.rows for cost in costs) / users,
+            sum(each.rows for each in found) / users,
             pack,
             prompt,
             decode,

@@ -128,7 +128,7 @@ def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Att
         for decoder in _decoders(inner_of(model)):
             undo.callback(decoder.register_forward_pre_hook(masks.mark, with_kwargs=True).remove)
         if expected is not None:
-            check.compare(model, expected, checked)
+            check.compare(model, expected, checked, _reads_trees(model))
         elif not check.passed(checked):
             _unchecked.add(model)
             undo.callback(_unchecked.discard, model)
@@ -354,7 +354,11 @@ def _check_now(model: Any) -> None:
 
     checked = check.key(model, model.config._attn_implementation)
     if not check.passed(checked):
-        check.compare(model, check.alone(model, call), checked, call)
+        check.compare(model, check.alone(model, call), checked, _reads_trees(model), call)
+
+
+def _reads_trees(model: Any) -> bool:
+    return kernels.reads_trees(model.config._attn_implementation, next(model.parameters()).device.type)
 
 
 def _check_attention(model: Any) -> None:

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from ..ops.attention import segment_attention
 from ..ops.attention.varlen import varlen_attention
-from .masks import NAME, check_mask, unpacked_mask, watched
+from .masks import NAME, check_mask, is_ours, unpacked_mask, watched
 
 KERNELS = ("varlen", "fa2", "masked")
 _SEGMENT_IMPLS = {"auto": "auto", "masked": "reference"}
@@ -50,6 +50,12 @@ def register() -> None:
 def implementation(kernel: str) -> str:
     """The implementation's name for a kernel, or for "auto"."""
     return NAME if kernel == "auto" else f"{NAME}.{kernel}"
+
+
+def reads_trees(name: str, device_type: str) -> bool:
+    """Whether the implementation of that name serves packed calls whose segments have parents."""
+    kernel = name.partition(".")[2] or "auto"
+    return is_ours(name) and _segment_impl(kernel, device_type) is not None
 
 
 def attend(
@@ -125,7 +131,7 @@ def attend(
     if kv_cache is not None:
         k, v = kv_cache.update(module.layer_idx, k, v)
     elif kwargs.get("segments") is not None:
-        impl = _segment_impl(kernel, query.device.type, dropout)
+        impl = _checked_segment_impl(kernel, query.device.type, dropout)
         segments = kwargs["segments"]
         out = segment_attention(q, k, v, segments, scale=scaling, window=sliding_window, softcap=softcap, impl=impl)
         return out.unsqueeze(0), None
@@ -146,21 +152,24 @@ def attend(
     return out.unsqueeze(0), None
 
 
-def _segment_impl(kernel: str, device_type: str, dropout: float) -> str:
-    """The implementation of `segment_attention` that a kernel's name stands for."""
+def _segment_impl(kernel: str, device_type: str) -> str | None:
+    """The implementation of `segment_attention` that a kernel's name stands for; None for those that have none."""
+    return "cpu" if kernel == "varlen" and device_type == "cpu" else _SEGMENT_IMPLS.get(kernel)
+
+
+def _checked_segment_impl(kernel: str, device_type: str, dropout: float) -> str:
     if dropout > 0:
         raise RuntimeError(
             "rows that several prompts share are attended to without dropout of attention weights; set the model's "
             "attention_dropout to 0, or pack with share=False"
         )
-    if kernel == "varlen" and device_type == "cpu":
-        return "cpu"
-    if kernel not in _SEGMENT_IMPLS:
+    impl = _segment_impl(kernel, device_type)
+    if impl is None:
         raise RuntimeError(
             f"attention={kernel!r} cannot serve a batch whose prompts share rows; attach with 'auto' or 'masked', or "
             "pack with share=False"
         )
-    return _SEGMENT_IMPLS[kernel]
+    return impl
 
 
 def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

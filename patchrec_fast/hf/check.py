@@ -3,19 +3,22 @@
 
 What a model does with positions, masks, token ids and states is its class's business, and no list of families holds
 for the next release, remote code or a patched module. So `attach` lets the model itself read two short prompts, first
-each alone as it was, through `input_ids`, then packed, and compares all logits and the loss. It is the user's own
-weights that run, not a small twin of the class: a twin would know nothing of patches, adapters and quantisation. That
-is seven calls of a few rows, once for each class, configuration and set of forwards.
+each alone as it was, through `input_ids`, then packed, then as a tree of prompts that share rows, and compares all
+logits and the loss. It is the user's own weights that run, not a small twin of the class: a twin would know nothing of
+patches, adapters and quantisation. That is eleven calls of a few rows, once for each class, configuration and set of
+forwards.
 
 Fresh weights are small and low precision is coarse: what leaks from prompt to prompt may be less than what packing
 rounds otherwise. So the first prompt's tokens are also replaced: the second one's rows then go through the very same
 kernels at the same shapes, and a bit of theirs that changes is told of the first prompt. Where a layer groups rows by
 what they are (experts, a scale of a whole tensor), rounding may change too; then the rows of a plain batch, which
-nothing mixes, show how far (`_mixes`).
+nothing mixes, show how far (`_beyond_rounding`). In a tree, rows that a prompt does not see are replaced in the same
+way, and rows that it sees: these must be told.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -25,12 +28,14 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..layout.batch import PackedBatch
+from ..ops.attention import Segments
 from .decode_cache import DynamicCache, Rows
 from .masks import checking
 from .modules import inner_of
 
 _LENGTHS = (5, 8, 5)  # rows of the two prompts, and of another first one
 _LEARNT = 3  # the last of them are supervised
+_SHARED = 3  # the first of the second prompt, with which another begins
 _READS_IDS = "it reads input_ids besides their embeddings, which rows that are patches do not have"
 _MIXES = "a prompt's logits depend on the prompt before it: its layers mix them"
 _passed: set[Any] = set()
@@ -86,8 +91,11 @@ def alone(model: Any, call: Call | None = None) -> tuple[list[Tensor], Tensor]:
     return logits, torch.cat(losses).mean()
 
 
-def compare(model: Any, expected: tuple[list[Tensor], Tensor], made: Any, call: Call | None = None) -> None:
+def compare(model: Any, expected: tuple[list[Tensor], Tensor], made: Any, tree: bool, call: Call | None = None) -> None:
     """Lets the attached model read both prompts packed; `expected` is what `alone` gave, `made` its key.
+
+    Args:
+        tree: whether its attention is said to serve prompts that share rows; otherwise such a batch is an error.
 
     Raises:
         ValueError: it reads them otherwise, and what differs.
@@ -109,6 +117,8 @@ def compare(model: Any, expected: tuple[list[Tensor], Tensor], made: Any, call: 
         out = tried("a packed call with labels", **inputs, **labels)
         if getattr(out, "aux_loss", None) is None and _off(out.loss, loss, spread=False) > tried.tolerance:
             raise ValueError(_refusal(model, f"its loss of them is {float(out.loss):.4g}, expected {float(loss):.4g}"))
+        if tree and (reason := _misread_tree(tried, other, prompts, logits[1])):
+            raise ValueError(_refusal(model, f"of prompts that share rows, {reason}"))
     if all(torch.isfinite(each).all() for each in logits):  # otherwise nothing was compared: the next one is tried
         _passed.add(made)
 
@@ -161,9 +171,44 @@ def _mixes(tried: "_Tried", rows: Tensor, other: Tensor, prompts: list[Tensor]) 
     second = prompts[1]
     replaced = tried.logits("a packed call", **_inputs([other, second]))
     change = _off(replaced[-len(second) :], rows[-len(second) :])
+    return _beyond_rounding(tried, change, second, torch.cat([other, prompts[0], second]))
+
+
+def _misread_tree(tried: "_Tried", other: Tensor, prompts: list[Tensor], whole: Tensor) -> str | None:
+    """What is wrong with the logits of two prompts that begin alike, where the second one's own rows are a segment.
+
+    Args:
+        other: (5,) rows to put in the place of others.
+        whole: (8, V) logits of the second of `prompts`, read alone.
+    """
+    leaf, trunk = prompts
+    branch = torch.cat([trunk[:_SHARED], leaf])
+    expected = tried.logits("a plain call", input_ids=branch.unsqueeze(0), use_cache=False)[_SHARED:]
+    what = "a packed call of prompts that share rows"
+    rows = tried.logits(what, **_inputs([trunk, leaf], _SHARED))
+    if _off(rows, torch.cat([whole, expected])) > tried.tolerance:
+        return "the logits are not those of each alone"
+    own = rows[len(trunk) :]
+    unseen = tried.logits(what, **_inputs([torch.cat([trunk[:_SHARED], other]), leaf], _SHARED))[len(trunk) :]
+    if _beyond_rounding(tried, _off(unseen, own), branch, torch.cat([other, leaf, trunk])):
+        return "one's logits depend on rows of another that it does not see"
+    seen = tried.logits(what, **_inputs([torch.cat([other[:_SHARED], trunk[_SHARED:]]), leaf], _SHARED))[len(trunk) :]
+    if torch.equal(seen, own):
+        ids = torch.cat([other[:_SHARED], leaf]).unsqueeze(0)
+        if not torch.equal(tried.logits("a plain call", input_ids=ids, use_cache=False)[_SHARED:], expected):
+            return "one's logits do not depend on the rows that it shares"
+    return None
+
+
+def _beyond_rounding(tried: "_Tried", change: float, second: Tensor, neighbours: Tensor) -> bool:
+    """Whether a prompt's logits have changed by more than those of its rows in plain batches, beside whatever is there.
+
+    Args:
+        second: (8,) the prompt.
+        neighbours: tokens of others, which stand at different places.
+    """
     if change == 0:
         return False
-    neighbours = torch.cat([other, prompts[0], second])  # whatever is there, at different places
     found = []
     for turn in range(3):
         batch = torch.stack([second, *(neighbours.roll(5 * turn + k)[: len(second)] for k in (0, 1))])
@@ -243,8 +288,22 @@ def _off(found: Tensor, expected: Tensor, spread: bool = True) -> float:
     return float((a - b).norm() / size.clamp(min=1e-30)) if torch.isfinite(b).all() else 0.0
 
 
-def _inputs(prompts: list[Tensor]) -> dict[str, Any]:
-    inputs = _packed(prompts).model_inputs()
+def _inputs(prompts: list[Tensor], shared: int = 0) -> dict[str, Any]:
+    """Of the prompts packed; or of two segments, of which the second sees so many rows of the first."""
+    batch = _packed(prompts)
+    if shared:
+        segments = Segments.of(batch.cu_seqlens.cpu(), torch.tensor([-1, 0]), torch.tensor([0, shared]))
+        parts = segments.to(batch.ids.device)
+        batch = replace(
+            batch,
+            position_ids=parts.position_ids,
+            labels=None,
+            parent=parts.parent,
+            visible=parts.visible,
+            leaves=torch.arange(2, device=batch.ids.device),
+            longest=int(segments.position_ids.max()) + 1,
+        )
+    inputs = batch.model_inputs()
     return {name: value for name, value in inputs.items() if name not in ("labels", "supervised_rows")}
 
 

@@ -5,6 +5,8 @@ Importing this does not import transformers.
 """
 
 from ..hf.kv_cache import KVCache as KVCache
+from .ranker import Ranked as Ranked
+from .ranker import Ranker as Ranker
 from .recommendations import Recommendations as Recommendations
 from .recommender import Recommender as Recommender
 from .trie import Trie as Trie

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..layout import Catalogue
+from .ranker import Ranked
 
 _MOST = 10_000
 
@@ -19,7 +20,7 @@ def most_answers(titles: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Recommendations:
+class Recommendations(Ranked):
     """The answers for B users, best first.
 
     Attributes:
@@ -35,7 +36,6 @@ class Recommendations:
         catalogue: of the items.
     """
 
-    items: NDArray[np.int64]
     log_probs: NDArray[np.float32]
     scores: NDArray[np.float32]
     num_scored: NDArray[np.int64]
@@ -43,10 +43,6 @@ class Recommendations:
     rows_read: int
     seconds: dict[str, float]
     catalogue: Catalogue = field(repr=False)
-
-    def __len__(self) -> int:
-        """The number of users."""
-        return len(self.items)
 
     def titles(self) -> list[list[str]]:
         """Each user's titles, as many as exist."""

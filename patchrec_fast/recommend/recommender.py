@@ -18,8 +18,9 @@ from ..hf.attach import check_decoding
 from ..hf.kv_cache import KVCache
 from ..hf.lock import exclusive
 from ..hf.modules import unwrapped
-from ..layout import Packer
+from ..layout import Catalogue, Packer
 from ..layout.histories import Histories, flatten, integers
+from ..models.fingerprint import of_model, of_packer
 from ..ragged import Ragged
 from . import trie_files
 from .engine import Run, Users
@@ -143,8 +144,7 @@ class Recommender:
         required: bool = False,
     ) -> Iterator[Run]:
         """A run with these options, by which nobody else calls the model; inside `engine` the one that there is."""
-        device = next(self._model.parameters()).device
-        with exclusive(self._model), own_modes(device) as autocast:
+        with exclusive(self._model), own_modes(self.device) as autocast:
             if self._blocks:
                 self._forget_another_model()
             key = normalize, exclude_seen, graphed, required, autocast
@@ -290,29 +290,61 @@ class Recommender:
         _check_finite(table)
         return table
 
-    def rank(self, histories: Histories, items: ArrayLike, **options: Any) -> NDArray[np.int64]:
+    def rank(
+        self,
+        histories: Histories,
+        targets: ArrayLike,
+        *,
+        users: Sequence[Hashable] | NDArray[Any] | None = None,
+        normalize: Normalize = "vocab",
+        batch_size: int = 4,
+    ) -> NDArray[np.int64]:
         """The rank of an item's title among all titles, by log-probability, 1 for the best: HR and NDCG at any K.
 
         Titles with equal log-probabilities all get the last of their ranks.
 
         Args:
-            items: (B,) item ids, one for each history.
-            options: as `scores`.
+            targets: (B,) item ids, one for each history.
+            users, normalize, batch_size: as `scores`.
 
         Returns:
             (B,) int64.
 
         Raises:
-            TypeError, ValueError: as `recommend`; another number of items than of histories.
+            TypeError, ValueError: as `recommend`; another number of targets than of histories.
         """
-        wanted = integers("items", items)
+        wanted = integers("targets", targets)
         given = Ragged(*flatten(histories))
         if len(wanted) != (count := len(given.lengths)):
-            raise ValueError(f"items: got {len(wanted)} for {count} histories, expected one a history")
+            raise ValueError(f"targets: got {len(wanted)} for {count} histories, expected one a history")
         place = self.packer.catalogue.index(wanted)
         _, one_each = np.unique(self.trie.leaf_of(self.packer.catalogue.item_ids), return_index=True)
-        table = self.scores(given, **options)
+        table = self.scores(given, users=users, normalize=normalize, batch_size=batch_size)
         return (table[:, one_each] >= table[np.arange(len(table)), place][:, None]).sum(1)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What can be recommended."""
+        return self.packer.catalogue
+
+    @property
+    def device(self) -> torch.device:
+        """The model's."""
+        return next(self._model.parameters()).device
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Of model, prompts and catalogue, JSON values (`patchrec_fast.models.fingerprint`)."""
+        return {**of_model(self.model), **of_packer(self.packer)}
+
+    def settings(self) -> dict[str, Any]:
+        """How the prompts are made, and the model's dtype and size, in words and numbers for a report."""
+        parameters = list(self.model.parameters())
+        return {
+            "policy": repr(self.packer.policy),
+            "max_items": self.packer.max_items,
+            "dtype": str(parameters[0].dtype).removeprefix("torch."),
+            "parameters": sum(parameter.numel() for parameter in parameters),
+        }
 
 
 def _config(

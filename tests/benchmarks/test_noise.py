@@ -91,16 +91,18 @@ def test_seeds_are_pooled_and_compared_with_the_reference(monkeypatch):
         )
         for (arm, seed), found in ranks.items()
     ]
-    monkeypatch.setattr(by_user, "baseline_ranks", lambda *_: {"popularity": np.array([1, 2, 3, 4]), "random": None})
+    popular = {False: [1, 2, 3, 4], True: [1, 1, 1, 1]}
+    monkeypatch.setattr(by_user, "evaluate", lambda *_, exclude_seen, **__: report(popular[exclude_seen]))
     monkeypatch.setattr(by_user, "some", lambda samples, limit: samples)
-    rows = by_user.rows(cells, source.synthetic(3.94).dataset)
+    rows = by_user.rows(cells, source.synthetic(3.94).dataset, None)
     pooled = {row["arm"]: row for row in rows if (row["seed"], row["metric"]) == ("all", "HR@5")}
     assert pooled["prompt"]["value"] == 4 / 8
     assert pooled["user, 16"]["value"] == 6 / 8
     assert pooled["user, 16"]["difference"] == 2 / 8
     assert pooled["prompt"]["difference"] == ""
     assert (pooled["prompt"]["seconds"], pooled["prompt"]["val_loss"]) == (2.5, 1.0)
-    assert [row["arm"] for row in rows if row["stage"] == ""] == ["popularity"] * 4
+    names = [row["arm"] for row in rows if row["stage"] == ""]
+    assert names == ["popularity"] * 4 + ["popularity, unseen"] * 4
     assert len({tuple(row) for row in rows}) == 1  # the same columns
 
 

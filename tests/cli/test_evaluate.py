@@ -18,7 +18,7 @@ import patchrec_fast as pf
 from patchrec_fast import _files
 from patchrec_fast._lock import only_one
 from patchrec_fast.cli.main import main
-from patchrec_fast.evaluation import Report, baseline_ranks
+from patchrec_fast.evaluation import Popularity, Report
 from patchrec_fast.layout.config import PromptConfig
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +82,8 @@ def test_baselines_and_comparison(run, folders, tmp_path):
     assert (tmp_path / "second" / "report.json").read_text() == shown
     found = json.loads(shown)
     popular = {report["name"]: report for report in found["baselines"]}["popularity, unseen"]
-    ranks = baseline_ranks(folders.dataset, folders.dataset.split("test", None))["popularity, unseen"]
+    ranker = Popularity(folders.dataset, by_library(folders).catalogue)
+    ranks = ranker.rank(*folders.dataset.split("test", None), exclude_seen=True)
     assert popular["ranks"] == ranks[np.arange(12) * len(ranks) // 12].tolist()
     assert found["compared"]["model, SessionPatches(group=5), beam"]["HR@20"]["p_value"] == 1
     difference = found["compared"]["popularity, unseen"]["HR@20"]["difference"]["value"]

@@ -6,9 +6,25 @@ import pytest
 
 from patchrec_fast import data
 from patchrec_fast.data import Dataset, Samples
-from patchrec_fast.evaluation import baseline_ranks
+from patchrec_fast.evaluation import Chance, Popularity, evaluate
 from patchrec_fast.evaluation.metrics import MISS, values
+from patchrec_fast.recommend import Ranker
 from tests.recommend.catalogues import catalogue_of
+
+
+def of_strings(dataset):
+    """A catalogue in which titles with one string are one."""
+    number = {title: place for place, title in enumerate(dict.fromkeys(dataset.titles.values()))}
+    return catalogue_of({item: (number[title],) for item, title in dataset.titles.items()})
+
+
+def baseline_ranks(dataset, found, seed=0, catalogue=None):
+    """name -> ranks."""
+    catalogue = of_strings(dataset) if catalogue is None else catalogue
+    rankers = {"popularity": Popularity(dataset, catalogue), "random": Chance(catalogue, seed)}
+    assert all(isinstance(each, Ranker) for each in rankers.values())
+    made = {name: each.rank(*found) for name, each in rankers.items()}
+    return made | {f"{name}, unseen": each.rank(*found, exclude_seen=True) for name, each in rankers.items()}
 
 
 @pytest.fixture
@@ -46,13 +62,35 @@ def test_titles_by_tokens(hand):
     assert ranked["popularity"].tolist() == [1, 1, 1]
     assert ranked["popularity, unseen"].tolist() == [1, 1, MISS]
     assert 1 <= min(ranked["random"]) <= max(ranked["random"]) <= 3
-    with pytest.raises(ValueError, match="expected the 5 items of the dataset, got 1"):
+    with pytest.raises(ValueError, match="10 is not in the catalogue of 1 items"):
         baseline_ranks(hand, found, catalogue=catalogue_of({50: (1,)}))
 
 
 def test_an_item_without_a_title(hand):
-    with pytest.raises(ValueError, match="samples: item 60 has no title"):
+    with pytest.raises(ValueError, match="60 is not in the catalogue"):
         baseline_ranks(hand, samples([[20, 60]], [10]))
+    with pytest.raises(ValueError, match="targets: got 2 for 1 histories"):
+        baseline_ranks(hand, samples([[20]], [10, 10]))
+
+
+def test_recommended_by_hand(hand):
+    """A, then B and C, which tie, then D; of A the first item that is unseen."""
+    popular = Popularity(hand, of_strings(hand))
+    found = popular.recommend([[20], [10], [10, 30], [10, 20, 30, 40, 50]], 5)
+    assert found.items.tolist() == [[10, 20, 40, 50, -1]] * 4
+    found = popular.recommend([[20], [10], [10, 30], [10, 20, 30, 40, 50]], 3, exclude_seen=True)
+    assert found.items.tolist() == [[10, 40, 50], [30, 20, 40], [20, 40, 50], [-1, -1, -1]]
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_lists_and_ranks_agree(sample, unseen):
+    """Where nothing ties, the target stands in the list at its rank; so `evaluate` finds the same both ways."""
+    found = sample.split("test", max_items=30)
+    ranker = Chance(of_strings(sample))
+    listed, asked = (evaluate(ranker, found, (300,), by=by, exclude_seen=unseen) for by in ("recommend", "rank"))
+    assert listed.ranks == asked.ranks == ranker.rank(*found, exclude_seen=unseen).tolist()
+    assert len(set(listed.ranks)) > 20
 
 
 def brute_force(dataset, found, exclude_seen):
@@ -95,7 +133,9 @@ def test_everything_but_the_target_seen(hand):
 def test_chance_is_uniform(hand):
     """4 titles; 3 where C was seen: each place as often, within 4 standard deviations."""
     count = 6000
-    ranked = baseline_ranks(hand, samples([[40]] * count, [20] * count))
+    histories = [[40] * (1 + place) for place in range(60)]
+    parts = [baseline_ranks(hand, samples(histories, [20] * 60), seed) for seed in range(count // 60)]
+    ranked = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     for name, places in (("random", 4), ("random, unseen", 3)):
         spread = 4 * np.sqrt(count / places * (1 - 1 / places))
         assert np.bincount(ranked[name] - 1, minlength=places) == pytest.approx(

@@ -85,8 +85,8 @@ def test_another_run_is_refused(clockwork, test_split, sample, packer, tmp_path)
     other_model.model.weight.data[0, 0] += 1e-6
     other_packer.packer = pf.Packer(packer.catalogue, packer.prompt, pf.Text(), 50)
     for reason, call in {
-        "the weights": lambda: again(other_model),
-        "the policy: class 'SessionPatches' and not 'Text'": lambda: again(other_packer),
+        "the ranker: weights": lambda: again(other_model),
+        "policy: class 'SessionPatches' and not 'Text'": lambda: again(other_packer),
         "k 10 and not 20": lambda: again(clockwork(), ks=(20,)),
         "method": lambda: again(clockwork(), method="exact"),
         "step": lambda: again(clockwork(), step=2),

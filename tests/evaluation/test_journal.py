@@ -68,7 +68,12 @@ def test_another_run_may_have_a_folder_that_was_killed_before_its_first_line(pat
 @pytest.mark.parametrize(
     "line",
     ["5", "{}", "null", "[" * 100_000, '{"begin": NaN}']
-    + [json.dumps({**ENTRY, name: value}) for name in ENTRY for value in (None, {"a": "x"}, ["x"], [[1]], 1e400, True)],
+    + [
+        json.dumps({**ENTRY, name: value})
+        for name in ENTRY
+        for value in (None, {"a": "x"}, ["x"], [[1]], 1e400, True)
+        if (name, value) != ("rows", None)  # of a recommender without a language model
+    ],
 )
 def test_a_damaged_line_is_named(path, line):
     write(path, [ENTRY])

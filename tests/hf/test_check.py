@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import patchrec_fast as pf
 from patchrec_fast.hf import attach, check, positions
+from patchrec_fast.ops.attention import Segments
 from tests.hf import sweep
 
 EXPECTED = {
@@ -121,6 +122,56 @@ def test_experts_round_otherwise_in_other_groups(dtype):
         torch.manual_seed(seed)
         model = sweep.build("Qwen3MoeForCausalLM", num_experts=3 + seed).to(dtype)
         attach(model)
+
+
+def _alone(segments):
+    """Each segment by itself, as its rows' bounds say."""
+
+
+def _all_of_the_parent(segments):
+    rows = segments.cu_seqlens.diff()
+    visible = torch.where(segments.parent < 0, 0, rows[segments.parent.clamp(min=0)])
+    return Segments(segments.cu_seqlens, segments.parent, visible, segments.position_ids)
+
+
+def _misled(attention, change, effect):
+    """Attention that is told of other segments, and has an effect as small as one likes."""
+    attention.o_proj.weight.data.mul_(effect)
+
+    def forward(*args, segments=None, attention_mask=None, **kwargs):
+        changed = None if segments is None else change(segments)
+        given = {} if changed is None else {"segments": changed}
+        mask = attention_mask if segments is None else None  # it carries them too
+        return type(attention).forward(attention, *args, attention_mask=mask, **kwargs, **given)
+
+    attention.forward = forward
+
+
+@pytest.mark.usefixtures("unpassed")
+@pytest.mark.parametrize(("dtype", "effect"), [(torch.float32, 2.0**-14), (torch.bfloat16, 2.0**-9)])
+@pytest.mark.parametrize(
+    ("change", "wrong"), [(_alone, "do not depend on the rows that it shares"), (_all_of_the_parent, "depend on rows")]
+)
+@pytest.mark.parametrize("large", [True, False])
+def test_attention_that_misreads_a_tree(make_model, dtype, effect, change, wrong, large):
+    """It reads packed prompts right, so only a tree tells; and less than rounding, so only replaced rows tell."""
+    model = make_model("llama").to(dtype)
+    for layer in model.model.layers:
+        _misled(layer.self_attn, change, 1.0 if large else effect)
+    wrong = f"{wrong}|not those of each alone" if large else wrong
+    with pytest.raises(ValueError, match=f"as each alone: of prompts that share rows, .*({wrong})"):
+        attach(model)
+    attach(model, attention="sdpa")  # such a batch is an error there
+
+
+@pytest.mark.usefixtures("unpassed")
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_attention_without_effect_is_no_error(make_model, family):
+    """As fresh models have it whose last projections begin at zero."""
+    model = make_model(family)
+    for layer in model.model.layers:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+    attach(model)
 
 
 @pytest.mark.usefixtures("unpassed")

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A batch whose prompts share rows does what each prompt alone does."""
 
+import copy
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 import patchrec_fast as pf
 from patchrec_fast.hf import attach
 from tests.hf.conftest import FAMILIES, WIDE_FAMILIES
-from tests.hf.oracle import alone, assert_same_step, packed
+from tests.hf.oracle import alone, assert_close, assert_same_step, packed
 
 POLICIES = {
     "text": pf.Text(),
@@ -18,6 +21,7 @@ POLICIES = {
     "sessions": pf.SessionPatches(group=2),
     "sessions, oldest": pf.SessionPatches(group=2, anchor="oldest"),
     "random": pf.RandomItemPatches(0.5),
+    "dropout": pf.Dropout(0.5),
 }
 
 
@@ -55,14 +59,28 @@ def test_in_other_families(make_model, pair, family):
     assert_same_step(packed(model, shared), exact, whole)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral"])
-@pytest.mark.parametrize("policy", ["text", "sessions, oldest"])
+class Float64(TorchFunctionMode):
+    """What transformers computes in float32 whatever the model's dtype (norms, softmax, loss) is in float64 inside."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        wide = {torch.float32: torch.float64}
+        args = [wide.get(each, each) if isinstance(each, torch.dtype) else each for each in args]
+        kwargs = {
+            name: wide.get(each, each) if isinstance(each, torch.dtype) else each
+            for name, each in (kwargs or {}).items()
+        }
+        return (torch.Tensor.double if func is torch.Tensor.float else func)(*args, **kwargs)
+
+
+@pytest.mark.parametrize("family", WIDE_FAMILIES)
+@pytest.mark.parametrize("policy", ["items, step", "sessions, oldest"])
 def test_in_float64(make_model, pair, family, policy):
-    """transformers' norms and loss are in float32 there too, and so is the oracle's softmax."""
-    model, (whole, shared) = make_model(family).double(), pair(POLICIES[policy])
-    exact = alone(model, whole)
-    attach(model)
-    assert_same_step(packed(model, shared), exact, whole, tolerance=1e-6)
+    """From the token ids to every gradient: 1e-10 leaves no room for a row that is read a little otherwise."""
+    model, (whole, shared) = make_model(family).double(), pair(POLICIES[policy], targets=3)
+    with Float64():
+        exact = alone(model, whole)
+        attach(model)
+        assert_same_step(packed(model, shared), exact, whole, tolerance=1e-10)
 
 
 @pytest.mark.parametrize("options", [{"attention": "masked"}, {"attention": "varlen"}, {"loss": "chunked"}], ids=str)
@@ -134,6 +152,51 @@ def test_one_history_with_several_answers(make_model, sample):
     attach(model)
     assert_same_step(packed(model, shared), exact, whole)
     assert len(set(shared.supervised_rows.tolist())) == len(shared.supervised_rows) - 2
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_deep_trees(make_model, sample, family):
+    """Histories of few items begin alike at every length; a patch without separators is a row."""
+    rng = np.random.default_rng(0)
+    prompt = copy.copy(sample.prompt)
+    prompt.separators = False
+    histories = [rng.integers(1, 3, rng.integers(1, 12)) for _ in range(90)]
+    targets = rng.integers(1, 40, 90)
+    policy = pf.ItemPatches(keep=0)
+    whole, shared = (
+        pf.Packer(sample.catalogue, prompt, policy, share=share).pack(histories, targets) for share in (False, True)
+    )
+    segments = shared.segments
+    depths, _ = segments.ranges()
+    seen = segments.visible[1:].ne(segments.cu_seqlens.diff()[segments.parent[1:].clamp(min=0)])
+    assert {1, 2, 3, 4} <= set(depths.tolist())
+    assert 1 in segments.cu_seqlens.diff()
+    assert seen.unique().tolist() == [False, True]  # of parents, in full and in part
+    model = make_model(family)
+    exact = alone(model, whole)
+    attach(model)
+    assert_same_step(packed(model, shared), exact, whole)
+
+
+def test_prompts_that_are_all_the_same(make_model, sample):
+    """Without an answer each has only its last piece, the suffix."""
+    whole, shared = (
+        pf.Packer(sample.catalogue, sample.prompt, pf.Text(), share=share).pack([[1, 2, 3]] * 4)
+        for share in (False, True)
+    )
+    assert shared.segments.cu_seqlens.diff()[1:].tolist() == [len(sample.prompt.suffix)] * 4
+    model = make_model("llama")
+    exact = alone(model, whole)
+    attach(model)
+    logits = model(**shared.model_inputs()).logits[0].detach()
+    for each in shared.prompts(logits):
+        assert_close(each, exact.logits[: len(each)])
+
+
+def test_a_model_that_is_not_attached(make_model, pair):
+    _, shared = pair(POLICIES["text"])
+    with pytest.raises((TypeError, ValueError), match=r"ids|input"):
+        make_model("llama")(**shared.model_inputs())
 
 
 def test_losses_of_others_are_refused(make_model, sample):

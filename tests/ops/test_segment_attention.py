@@ -10,7 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import patchrec_fast.hf.attention  # noqa: F401  registers varlen_attention
-from patchrec_fast.ops.attention import Segments, flex, segment_attention
+from patchrec_fast.ops.attention import Segments, api, cpu, flex, segment_attention
 from patchrec_fast.ops.attention.schedule import schedule
 from patchrec_fast.testing import UNIT_ROUNDOFF
 
@@ -118,6 +118,30 @@ def test_random_forests(impl, window, softcap):
         rng = random.Random(seed)
         heads = rng.choice([(6, 2), (3, 3), (4, 1)])
         check(wild(rng), heads, rng.choice([(8, 8), (8, 8), (8, 5)]), window=window, softcap=softcap, impl=impl)
+
+
+@pytest.mark.parametrize(("window", "softcap"), OPTIONS)
+def test_a_block_of_queries_at_a_time(window, softcap, monkeypatch):
+    """What serves on CUDA where FlexAttention does not: the same function, called here."""
+    monkeypatch.setattr(cpu, "kernels", lambda *_: (cpu._plain, cpu._plain_backward))
+    most = []
+    monkeypatch.setattr(cpu, "_logits", lambda *x, made=cpu._logits: most.append(made(*x)) or most[-1])
+    monkeypatch.setattr(cpu, "_LOGITS", 1 << 12)
+    for segments in (trained(trunk=120, leaves=6), *(wild(random.Random(seed)) for seed in range(3))):
+        check(segments, window=window, softcap=softcap)
+    assert max(each.numel() for each in most) <= 1 << 12
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("window", "softcap"), OPTIONS)
+def test_blocks_on_a_gpu(window, softcap):
+    segments = trained(trunk=120, leaves=6)
+    *qkv, grad = (x.cuda() for x in inputs(segments))
+    options = {"scale": 0.3, "window": window, "softcap": softcap}
+    found = graded(lambda *x: segment_attention(*x, segments.to("cuda"), **options), qkv, grad)
+    exact = graded(lambda *x: brute(*x, segments, **options), [x.cpu() for x in qkv], grad.cpu())
+    for got, want in zip(found, exact, strict=True):
+        torch.testing.assert_close(got.cpu(), want, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("window", [None, 50, 340])
@@ -290,6 +314,8 @@ def test_who_serves():
         assert message in flex.why_not(device, dtype, widths) or "Triton is not installed" in flex.why_not(
             device, dtype, widths
         )
+    assert [api.choose("auto", "cuda", torch.float64), api.choose("auto", "cpu", torch.float64)] == ["blocks", "cpu"]
+    assert api.choose("auto", "xpu", torch.float32) == "reference"
     segments = forest([2], [-1], [0])
     *qkv, _ = inputs(segments)
     with pytest.raises(RuntimeError, match="impl='flex' cannot serve this call: it runs on CUDA tensors"):
@@ -306,7 +332,12 @@ def test_malformed_input_is_named():
     loop = Segments(segments.cu_seqlens, torch.tensor([1, 0]), segments.visible, segments.position_ids)
     fewer = Segments(torch.tensor([0, 2, 4]), segments.parent, segments.visible, segments.position_ids)
     for arguments, options, error, message in (
-        ((q, k, v, segments), {"impl": "fast"}, ValueError, "impl must be one of 'auto', 'cpu', 'flex', 'reference'"),
+        (
+            (q, k, v, segments),
+            {"impl": "fast"},
+            ValueError,
+            "impl must be one of 'auto', 'cpu', 'flex', 'blocks', 'reference'",
+        ),
         ((q, k[:4], v, segments), {}, ValueError, r"key must have shape \(5, Hk, 8\), got \(4, 2, 8\)"),
         ((q, k, v[:, :1], segments), {}, ValueError, "value must have shape"),
         ((q[:, :5], k, v, segments), {}, ValueError, "its heads must divide query's 5, got 2"),

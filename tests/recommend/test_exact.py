@@ -99,7 +99,7 @@ def test_rank(recommender, histories):
         np.testing.assert_array_equal(recommender.rank(histories, exact[:, place]), place + 1)
     shared = recommender.rank([histories[0]] * 2, [7, 901])
     assert shared[0] == shared[1]
-    with pytest.raises(ValueError, match="items: got 1 for 5 histories"):
+    with pytest.raises(ValueError, match="targets: got 1 for 5 histories"):
         recommender.rank(histories, [7])
 
 

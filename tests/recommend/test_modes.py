@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import patchrec_fast as pf
+from patchrec_fast.recommend import modes
 
 METHODS = ["beam", "exact", "diverse"]
 BFLOAT16, FLOAT16 = (lambda dtype=dtype: torch.autocast("cpu", dtype) for dtype in (torch.bfloat16, torch.float16))
@@ -117,3 +118,36 @@ def test_defaults_for_new_tensors(calm, packer, histories, device, dtype):
                 np.testing.assert_array_equal(found.scores, wanted.scores)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_own_modes():
+    """Whatever the caller is in, and the caller's again afterwards."""
+    one = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"), torch.inference_mode():
+        with modes.own_modes(one.device) as theirs:
+            assert theirs == ("cpu", torch.bfloat16)
+            assert not torch.is_autocast_enabled("cpu")
+            assert (one @ one).dtype == torch.float32
+            assert not torch.is_grad_enabled()
+            assert not torch.empty(1).is_inference()
+            assert torch.empty(1).device.type == "cpu"
+        assert (one @ one).dtype == torch.bfloat16
+        assert torch.empty(1).is_meta
+        assert torch.is_inference_mode_enabled()
+    with modes.own_modes(one.device) as theirs:
+        assert theirs is None
+
+
+def test_a_write_of_one_number_is_another_model(calm):
+    """Torch counts it; the few numbers that are read are others."""
+    model = calm()
+    weight = model.model.layers[0].mlp.up_proj.weight
+    place = next(at for at in range(1, 99) if at % max(1, weight.numel() // modes._SAMPLE))
+    before, numbers = modes.fingerprint(model), modes.sampled(weight.detach())
+    with torch.no_grad():
+        weight.view(-1)[place] += 1
+    assert torch.equal(modes.sampled(weight.detach()), numbers)
+    assert modes.fingerprint(model) != before
+    with torch.inference_mode():
+        made = calm()
+        assert modes.fingerprint(made) == modes.fingerprint(made)  # such weights count no writes

@@ -330,13 +330,13 @@ def test_ids_of_every_integer_type(recommender, dtype):
 )
 def test_ids_that_are_none(recommender, odd, error, message):
     """The message names the argument."""
-    calls = {
-        "histories": lambda: recommender.recommend([[1], odd]),
-        "items": lambda: recommender.rank([[1]] * len(odd), odd),
-        "targets": lambda: pf.evaluate(recommender, ([[1]] * len(odd), odd), progress=False),
-        "item_ids": lambda: recommender.trie.remove(odd),
-    }
-    for name, call in calls.items():
+    calls = [
+        ("histories", lambda: recommender.recommend([[1], odd])),
+        ("targets", lambda: recommender.rank([[1]] * len(odd), odd)),
+        ("targets", lambda: pf.evaluate(recommender, ([[1]] * len(odd), odd), progress=False)),
+        ("item_ids", lambda: recommender.trie.remove(odd)),
+    ]
+    for name, call in calls:
         with pytest.raises(error, match=f"{name}: {message}"):
             call()
 

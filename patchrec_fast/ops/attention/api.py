@@ -12,7 +12,7 @@ from . import flex, reference
 from . import operator as _registered  # noqa: F401
 from .segments import Segments
 
-IMPLS = ("auto", "cpu", "flex", "reference")
+IMPLS = ("auto", "cpu", "flex", "blocks", "reference")
 
 
 def segment_attention(
@@ -41,8 +41,9 @@ def segment_attention(
         scale: of the logits; None is `D ** -0.5`.
         window: a row sees itself and the `window - 1` positions before it, ancestors' rows included. None is no window.
         softcap: logits become `softcap * tanh(logits / softcap)`. None is no cap.
-        impl: "cpu" on the CPU; "flex" is FlexAttention on CUDA, compiled once; "reference" is a dense mask, R * R.
-            "auto" is the first of them that serves; one asked for by name serves or raises.
+        impl: "cpu" on the CPU; "flex" is FlexAttention on CUDA, compiled once; "blocks" is plain PyTorch on CUDA, a
+            block of queries at a time, for what "flex" does not take; "reference" is a dense mask, R * R. "auto" is the
+            first of them that serves; one asked for by name serves or raises.
 
     Returns:
         (R, Hq, Dv) of query's dtype.
@@ -59,7 +60,7 @@ def segment_attention(
     scale = query.shape[2] ** -0.5 if scale is None else float(scale)
     softcap = None if softcap is None else float(softcap)
     chosen = choose(impl, query.device.type, query.dtype, widths=(query.shape[2], value.shape[2]))
-    if chosen == "cpu":
+    if chosen in ("cpu", "blocks"):
         forest = segments.cu_seqlens, segments.parent, segments.visible
         made: Tensor = torch.ops.patchrec_fast.segment_attention(query, key, value, *forest, scale, window, softcap)[0]
         return made
@@ -81,8 +82,9 @@ def why_not(impl: str, device_type: str, dtype: torch.dtype, *, widths: tuple[in
     """None where `impl` can serve such a call, else the reason in one line; `widths` of queries and of values."""
     if impl == "flex":
         return flex.why_not(device_type, dtype, widths)
-    if impl == "cpu" and device_type != "cpu":
-        return f"it runs on CPU tensors, got a tensor on {device_type}"
+    device = {"cpu": "cpu", "blocks": "cuda"}.get(impl, device_type)
+    if device_type != device:
+        return f"it runs on {device.upper()} tensors, got a tensor on {device_type}"
     return None
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`segment_attention` on the CPU: the calls of a `Schedule`, merged by their log-sum-exps.
+"""`segment_attention` by the calls of a `Schedule`, merged by their log-sum-exps.
 
-The kernel is torch's own flash attention, on slices of keys and values. Where it cannot serve (capped logits, values
-not as wide as queries) the same calls go to plain PyTorch, some queries at a time. The backward gives each call the
-merged output and log-sum-exp, with which a call's share of the gradient is its own.
+On the CPU the kernel is torch's own flash attention, on slices of keys and values. Where it cannot serve (capped
+logits, values not as wide as queries, CUDA tensors that FlexAttention does not take) the same calls go to plain
+PyTorch, some queries at a time. The backward gives each call the merged output and log-sum-exp, with which a call's
+share of the gradient is its own.
 
 In 16 bits, a batch whose segments have parents is computed in float32 and rounded once.
 """
@@ -54,7 +55,7 @@ def forward(
         mean, sums = attend(_heads(q[call.queries], groups), *_shared(k, v, call, query.shape[1]), options)
         if call.blind:  # the kernel says 0 of a row that sees nothing
             assert call.bounds is not None
-            sums = sums.masked_fill(call.bounds[1] <= call.bounds[0], -torch.inf)
+            sums = sums.masked_fill((call.bounds[1] <= call.bounds[0]).to(sums.device), -torch.inf)
         into, total = _heads(out[call.queries], groups), _per_head(lse[call.queries], groups)
         if more:
             merge(into, total, mean, sums)
@@ -122,8 +123,8 @@ def _in(x: Tensor, dtype: torch.dtype) -> Tensor:
 def _mask(call: Call, like: Tensor) -> Tensor | None:
     if call.bounds is None:
         return None
-    low, high = call.bounds.unsqueeze(-1)
-    column = torch.arange(call.keys.stop - call.keys.start)
+    low, high = call.bounds.to(like.device).unsqueeze(-1)
+    column = torch.arange(call.keys.stop - call.keys.start, device=like.device)
     mask = like.new_zeros(len(low), len(column))
     return mask.masked_fill_((column < low) | (column >= high), -torch.inf)
 
@@ -155,7 +156,7 @@ Kernels = tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., tuple[Tensor
 
 def kernels(query: Tensor, value: Tensor, softcap: float | None) -> Kernels:
     """The one that serves, forward and backward, of (B, H, n, D) each."""
-    plain = softcap is not None or query.shape[2] != value.shape[2]
+    plain = softcap is not None or query.shape[2] != value.shape[2] or query.device.type != "cpu"
     return (_plain, _plain_backward) if plain else (_fused, _fused_backward)
 
 
@@ -193,7 +194,7 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, T
 def _plain_backward(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = torch.empty_like(q), torch.zeros(k.shape, dtype=k.dtype), torch.zeros(v.shape, dtype=v.dtype)
+    dq, dk, dv = torch.empty_like(q), k.new_zeros(k.shape), v.new_zeros(v.shape)
     delta = (g * out).sum(-1, keepdim=True)
     for rows in _pieces(q, k):
         logits = _logits(q[:, :, rows], k, rows, options)
@@ -220,8 +221,8 @@ def _logits(q: Tensor, k: Tensor, rows: slice, options: Options) -> Tensor:
     if options.mask is not None:
         logits += options.mask[rows]
     if options.causal:
-        row = torch.arange(rows.start, rows.start + q.shape[2]).unsqueeze(1)
-        logits.masked_fill_(torch.arange(k.shape[2]) > row, -torch.inf)
+        row = torch.arange(rows.start, rows.start + q.shape[2], device=q.device).unsqueeze(1)
+        logits.masked_fill_(torch.arange(k.shape[2], device=q.device) > row, -torch.inf)
     return logits
 
 

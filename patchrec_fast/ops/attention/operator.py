@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`segment_attention` on the CPU as an operator: the forest is tensors, so a compiler sees no lengths and no loops."""
+"""A schedule's `segment_attention` as an operator: the forest is tensors, so compilers see no lengths and no loops."""
 
 from typing import Any
 
@@ -9,8 +9,9 @@ from torch import Tensor
 from ..schemas import LIBRARY
 from . import cpu
 
-LIBRARY.impl("segment_attention", cpu.forward, "CPU")
-LIBRARY.impl("segment_attention_backward", cpu.backward, "CPU")
+for _device in ("CPU", "CUDA"):
+    LIBRARY.impl("segment_attention", cpu.forward, _device)
+    LIBRARY.impl("segment_attention_backward", cpu.backward, _device)
 
 
 @torch.library.register_fake("patchrec_fast::segment_attention")
