@@ -205,12 +205,8 @@ def main() -> int:
     add("--seeds", nargs="+", type=int, default=SEEDS)
     add("--limit", type=int, help="to try it: so many training and test samples, one epoch, nothing recorded")
     options = parser.parse_args()
-    if not options.limit:
-        try:
-            checkout.require_committed()
-        except checkout.Uncommitted as error:
-            print(f"benchmarks.by_user: {error}", file=sys.stderr)
-            return 2
+    if not options.limit and not checkout.may_record("benchmarks.by_user"):
+        return 2
     dataset = data.load(Path(options.data) / DATA)
     cells = [
         run_cell(stage, arm, seed, options, dataset)

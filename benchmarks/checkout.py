@@ -2,6 +2,7 @@
 """The commit that a record names, which is what was measured or it is not recorded."""
 
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -42,6 +43,16 @@ def require_committed(root: Path = ROOT) -> None:
             "Commit them (the results of an earlier run too), or measure without recording"
         )
     commit(root)
+
+
+def may_record(program: str) -> bool:
+    """Whether `require_committed` passes; what it raises is printed as the program's error."""
+    try:
+        require_committed()
+    except Uncommitted as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _changes(root: Path) -> list[str]:

@@ -75,10 +75,7 @@ def main() -> int:
     parser.add_argument("runs", nargs="*", type=Path)
     options = parser.parse_args()
     if options.runs:
-        try:
-            checkout.require_committed()
-        except checkout.Uncommitted as error:
-            print(f"benchmarks.curves: {error}", file=sys.stderr)
+        if not checkout.may_record("benchmarks.curves"):
             return 2
         rows = [row for run in options.runs for row in collect(run)]
         results.replace(options.name, rows)

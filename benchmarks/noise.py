@@ -72,12 +72,8 @@ def main() -> int:
     add("--steps", type=int, default=STEPS_EACH, help="of each kind (default: %(default)s)")
     add("--limit", type=int, help="to try it: so many runs in place of the whole split, nothing recorded")
     options = parser.parse_args()
-    if not options.limit:
-        try:
-            checkout.require_committed()
-        except checkout.Uncommitted as error:
-            print(f"benchmarks.noise: {error}", file=sys.stderr)
-            return 2
+    if not options.limit and not checkout.may_record("benchmarks.noise"):
+        return 2
     dataset = data.load(Path(options.data) / DATA)
     own = recipe(STAGE, ARMS["prompt, append-only"], 0, dataset).override({"steps": STEPS, "epochs": 1})
     trained(own, STAGE, options, Path(options.out))

@@ -47,10 +47,7 @@ def main() -> int:
     parser.add_argument("--data", required=True, help="folder with ml-1m, goodreads and ml-100k")
     parser.add_argument("--tokenizer", required=True, help="folder of the Llama-3 tokenizer")
     options = parser.parse_args()
-    try:
-        checkout.require_committed()
-    except checkout.Uncommitted as error:
-        print(f"benchmarks.rows: {error}", file=sys.stderr)
+    if not checkout.may_record("benchmarks.rows"):
         return 2
     found: list[Row] = []
     for name in GROUPS:

@@ -16,14 +16,13 @@ from .interactions import Progress
 LARGEST = 8 << 30  # bytes unpacked; MovieLens-32M is under 1 GiB
 MOST_FILES = 1000
 _PIECE = 1 << 20
-# what zipfile and its decompressors raise; RuntimeError: encrypted
+# what zipfile and its decompressors raise; RuntimeError: encrypted, or of an unknown kind
 _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
     struct.error,
     EOFError,
-    NotImplementedError,
     RuntimeError,
     OverflowError,
     LookupError,

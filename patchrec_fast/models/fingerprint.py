@@ -41,7 +41,7 @@ _FREE = {
     "transformers_version", "use_cache",
 }  # fmt: skip
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-_UNREADABLE = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, OSError)
+_UNREADABLE = (RuntimeError, TypeError, ValueError, AttributeError, OSError)
 
 
 def of_model(model: nn.Module) -> Fingerprint:

@@ -283,6 +283,7 @@ def _check_samples(samples: Samples | Passes, stage: Stage, accumulation: int, w
 
 
 def count_samples(samples: Samples | Passes) -> int:
+    """Prompts, or passes."""
     return len(samples.targets if isinstance(samples, Samples) else samples.user)
 
 

@@ -153,3 +153,14 @@ def test_outside_a_repository_nothing_is_recorded(tmp_path):
     assert checkout.commit(tmp_path) == "none"
     with pytest.raises(checkout.Uncommitted, match="is not a git repository"):
         checkout.require_committed(tmp_path)
+
+
+def test_a_script_says_why_it_may_not_record(monkeypatch, capsys):
+    def refuse():
+        raise checkout.Uncommitted("changed")
+
+    monkeypatch.setattr(checkout, "require_committed", refuse)
+    assert not checkout.may_record("benchmarks.rows")
+    assert capsys.readouterr().err == "benchmarks.rows: changed\n"
+    monkeypatch.setattr(checkout, "require_committed", lambda: None)
+    assert checkout.may_record("benchmarks.rows")
