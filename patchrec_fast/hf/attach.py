@@ -96,10 +96,10 @@ def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Att
         attention: "auto" takes the fastest kernel that serves each call; "varlen", "fa2" or "masked" that kernel
             (`patchrec_fast.hf.attention`) or an error; any other name is transformers' own implementation, such
             as "sdpa", "eager" or "flash_attention_2".
-        loss: "dense" leaves the loss to transformers, which makes the (N, V) logits; "chunked" makes a block of them
-            at a time and gives none (`patchrec_fast.hf.supervised`), or raises; "auto" does so where they are more than
-            2^28, 3.5 GiB with what the loss makes of them, and the model allows it. A call whose loss is another's,
-            such as Liger's or TRL's, is left to it.
+        loss: "dense" leaves the loss to transformers, whose output has the (N, V) logits of the supervised rows;
+            "chunked" works on a block of them at a time and gives none (`patchrec_fast.hf.supervised`), or raises;
+            "auto" does so where they are more than 2^22 and the model allows it. A call whose loss is another's, such
+            as Liger's or TRL's, is left to it.
 
     Raises:
         TypeError: not a module with input embeddings.

@@ -5,10 +5,11 @@ transformers' own forward leaves the other rows out, told by `logits_to_keep` (a
 too) and `shift_labels`. Its loss is a cross-entropy of float32 logits, a mean over the supervised rows, or their sum
 over `num_items_in_batch` where the trainer gives that.
 
-A packed call with many supervised rows would hold 14 bytes for each of its N x V logits (measured, bfloat16: the
-logits, their float32 copy, log-probabilities and gradients). Above a size the model runs a forward of ours, its
-decoder then its head. The head is *called*, with the labels, and its forward computes the losses a block at a time:
-there, and only there, a weight that FSDP2 or ZeRO-3 keeps in shards is whole. Neither forward holds any state.
+A dense loss holds 14 bytes for each of its N x V logits (measured, bfloat16: the logits, their float32 copy,
+log-probabilities and gradients), and reads them from memory at every step of it. Where they are more than a few the
+model runs a forward of ours, its decoder then its head. The head is *called*, with the labels, and its forward computes
+the losses a block at a time: there, and only there, a weight that FSDP2 or ZeRO-3 keeps in shards is whole. Neither
+forward holds any state.
 """
 
 import inspect
@@ -24,8 +25,8 @@ from ..ops.cross_entropy import IGNORE, linear_cross_entropy
 from .modules import inner_of, keeps_forward, restore, serves
 
 LOSSES = ("auto", "dense", "chunked")
-# Logits of a call that "auto" still makes whole: 3.5 GiB at 14 bytes each. 2,093 rows of Llama 3's vocabulary.
-DENSE = 2**28
+# Logits of a call that "auto" leaves to transformers: 32 rows of Llama 3's vocabulary. Fewer are in the cache anyway.
+DENSE = 2**22
 # Whose forward is exactly decoder, `lm_head`, `loss_function`; the Gemmas' unless they cap the logits.
 FAMILIES = ("Gemma", "Gemma2", "Gemma3", "Llama", "Mistral", "Olmo2", "Phi3", "Qwen2", "Qwen3", "SmolLM3")
 _LOSS_HAS_AN_OWNER = ("fused_lm_head", "shift_labels", "logits_to_keep")  # TRL; a caller who does it by hand

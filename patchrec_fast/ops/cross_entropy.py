@@ -1,32 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cross-entropy of a linear layer's outputs, a block of the logits at a time, as one operator.
 
-The N x V logits never exist. Forward cuts the rows and keeps each row's log-sum-exp. With it a logit's gradient,
-softmax less target, needs no other logit, so backward makes the logits again (one product of matrices in four) and
-cuts the vocabulary instead: each row of the weight's gradient is one product over all N rows, summed and rounded
-once, and what accumulates in float32 is (N, d), not (V, d).
+The vocabulary is cut into blocks of words, so that what is made of a block's logits is made while they are in the
+cache: their share of each row's log-sum-exp forward, and backward, with a gradient that is softmax less target and
+needs no other logit, both products of it. Each row of the weight's gradient is one product over all N rows, summed and
+rounded once, and what accumulates in float32 is (N, d), not (V, d).
+
+Between the two the N x V logits are kept, one copy where a dense loss has four; or, where they are more than KEEP, made
+again (one product of matrices in four).
 
 Losses are reduced in float32 whatever the weight's dtype: torch 2.13's own `linear_cross_entropy` gives its mean in
 bfloat16, rounded to three digits. A compiler sees the operator as a whole: the number of blocks depends on N.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from . import pages
 from .schemas import LIBRARY
 
 IGNORE = -100
-# Logits that exist at a time: 523 rows of Llama 3's vocabulary, enough for full-speed products; 0.4 GB in bfloat16 and
-# float32 together, and less again while they are reduced.
-BLOCK = 2**26
+# Logits of a block, by device: 2 MB in float32, which a core's cache holds; on a GPU, enough for full-speed products
+# in few launches, 0.4 GB in bfloat16 and float32 together.
+BLOCK, GPU_BLOCK = 2**19, 2**26
+WORDS = 256  # of a block at least, where many rows make it larger than that: fewer are slow products
+KEEP = 2**28  # logits that are kept at most: 2,093 rows of Llama 3's vocabulary, 1 GiB in float32
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, *, block: int | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    *,
+    block: int | None = None,
+    keep: bool | None = None,
 ) -> Tensor:
     """`F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction="none")` in little memory.
 
@@ -37,8 +47,9 @@ def linear_cross_entropy(
         weight: (V, d), of hidden's dtype.
         labels: (N,) int64 below V; -100 where a row does not count.
         bias: (V,).
-        block: how many logits exist at a time, None for BLOCK; at least one row of them in the forward, and one
-            column in the backward.
+        block: how many logits are worked on at a time, at least those of one word; None for BLOCK and WORDS on a CPU,
+            GPU_BLOCK elsewhere.
+        keep: whether the logits stay for the backward; None for where it will come and they are at most KEEP.
 
     Returns:
         (N,) float32 (float64 of float64), 0 where the label is -100. Differentiable once.
@@ -53,27 +64,38 @@ def linear_cross_entropy(
         )
     if labels.shape != hidden.shape[:1]:
         raise ValueError(f"labels: expected one for each of the {len(hidden)} rows, got {tuple(labels.shape)}")
-    block = BLOCK if block is None else block
-    if block < 1:
-        raise ValueError(f"block: expected a number of logits from 1, got {block}")
     device = hidden.device.type
+    if block is not None and block < 1:
+        raise ValueError(f"block: expected a number of logits from 1, got {block}")
+    if keep is None:
+        keep = len(hidden) * len(weight) <= KEEP
+    keep &= torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (hidden, weight, bias))
     if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    return torch.ops.patchrec_fast.linear_cross_entropy(hidden, weight, bias, labels, block)[0]
+    return torch.ops.patchrec_fast.linear_cross_entropy(hidden, weight, bias, labels, block, keep)[0]
 
 
 def _forward(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, block: int
-) -> tuple[Tensor, Tensor]:  # (N,), (N,)
-    losses = hidden.new_empty(len(hidden), dtype=_wide(hidden))
-    lse = torch.empty_like(losses)
-    counts, target = _targets(labels)
-    for rows in _blocks(len(hidden), block // len(weight)):
-        logits = F.linear(hidden[rows], weight, bias).to(losses.dtype)  # (n, V)
-        lse[rows] = logits.logsumexp(1)
-        losses[rows] = lse[rows] - logits.gather(1, target[rows].unsqueeze(1)).squeeze(1)
-    return losses.masked_fill_(~counts, 0), lse
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, block: int | None, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:  # (N,), (N,), (V, N) or (0, N)
+    kept = _empty(len(weight) if keep else 0, hidden)
+    blocks = _blocks(hidden, len(weight), block)
+    made, work = _buffers(blocks, hidden)
+    counts, target = _targets(labels, len(weight))
+    row = torch.arange(len(hidden), device=hidden.device)
+    own = torch.zeros(len(hidden), dtype=work.dtype, device=work.device)  # the label's logit
+    lse = []  # of each block
+    for words in blocks:
+        size = words.stop - words.start
+        logits = _logits(hidden, weight, bias, words, kept[words] if keep else made[:size])  # (v, N)
+        inside, place = _inside(target, words)
+        own += logits[place, row].masked_fill_(~inside, 0)
+        largest = logits.amax(0).to(work.dtype)
+        largest.masked_fill_(largest.isinf(), 0)
+        lse.append(torch.sub(logits, largest, out=work[:size]).exp_().sum(0).log_().add_(largest))
+    total = torch.stack(lse).logsumexp(0)
+    return (total - own).masked_fill_(~counts, 0), total, kept
 
 
 def _backward(
@@ -83,42 +105,86 @@ def _backward(
     bias: Tensor | None,
     labels: Tensor,
     lse: Tensor,
-    block: int,
+    kept: Tensor,
+    block: int | None,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of hidden, weight and bias, each empty where it is not wanted."""
     dhidden = torch.zeros_like(hidden, dtype=lse.dtype)
     dweight = weight.new_empty(weight.shape if wanted[1] else 0)
     dbias = weight.new_empty(len(weight) if wanted[2] else 0)
-    counts, target = _targets(labels)
-    grad = grad.masked_fill(~counts, 0).unsqueeze(1)  # (N, 1)
+    blocks = _blocks(hidden, len(weight), block)
+    made, work = _buffers(blocks, hidden)
+    counts, target = _targets(labels, len(weight))
+    grad = grad.masked_fill(~counts, 0)
     row = torch.arange(len(hidden), device=hidden.device)
-    for words in _blocks(len(weight), block // max(1, len(hidden))):
-        part = None if bias is None else bias[words]
-        dlogits = F.linear(hidden, weight[words], part).to(lse.dtype).sub_(lse.unsqueeze(1)).exp_()  # (N, v)
-        inside = (target >= words.start) & (target < words.stop)
-        dlogits[row, torch.where(inside, target - words.start, 0)] -= inside.to(lse.dtype)
+    for words in blocks:
+        size = words.stop - words.start
+        logits = kept[words] if len(kept) else _logits(hidden, weight, bias, words, made[:size])
+        dlogits = torch.sub(logits, lse, out=work[:size]).exp_()  # (v, N)
+        inside, place = _inside(target, words)
+        dlogits[place, row] -= inside.to(lse.dtype)
         dlogits *= grad
         if wanted[2]:
-            dbias[words] = dlogits.sum(0)
-        rounded = dlogits.to(hidden.dtype)
+            dbias[words] = dlogits.sum(1)
+        rounded = dlogits if dlogits.dtype == hidden.dtype else made[:size].copy_(dlogits)
         if wanted[1]:
-            dweight[words] = rounded.mT @ hidden
+            torch.mm(rounded, hidden, out=dweight[words])
         if wanted[0]:
-            dhidden += rounded @ weight[words]
+            _add_product(dhidden, rounded.mT, weight[words])
     return dhidden.to(hidden.dtype) if wanted[0] else hidden.new_empty(0), dweight, dbias
 
 
-def _targets(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Which rows count, and each row's label, 0 where it does not count."""
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, words: slice, out: Tensor) -> Tensor:
+    """(v, N)."""
+    if bias is None:
+        return torch.mm(weight[words], hidden.mT, out=out)
+    return torch.addmm(bias[words].unsqueeze(1), weight[words], hidden.mT, out=out)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right; products of a narrower dtype are rounded to it, their sum is not."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _inside(target: Tensor, words: slice) -> tuple[Tensor, Tensor]:
+    """Which rows' labels are among the words, and where, 0 for the others."""
+    inside = (target >= words.start) & (target < words.stop)
+    return inside, (target - words.start).masked_fill_(~inside, 0)
+
+
+def _targets(labels: Tensor, words: int) -> tuple[Tensor, Tensor]:
+    """Which rows count, and each row's label, 0 where it does not count; an error where a label is no word."""
     counts = labels != IGNORE
-    return counts, torch.where(counts, labels, 0)
+    target = torch.where(counts, labels, 0)
+    target.new_empty(1).expand(words).gather(0, target)
+    return counts, target
 
 
-def _blocks(total: int, at_once: int) -> Iterator[slice]:
-    """Slices of `at_once` or fewer, at least 1, all but the last equally long."""
-    size = -(-total // max(1, -(-total // max(1, at_once))))
-    return (slice(start, min(start + size, total)) for start in range(0, total, max(1, size)))
+def _blocks(hidden: Tensor, words: int, block: int | None) -> list[slice]:
+    """Slices of the vocabulary, all but the last equally long."""
+    rows, cpu = max(1, len(hidden)), hidden.device.type == "cpu"
+    most = (block or (BLOCK if cpu else GPU_BLOCK)) // rows
+    most = max(most, WORDS if cpu and block is None else 1)
+    size = -(-words // -(-words // most))
+    return [slice(start, min(start + size, words)) for start in range(0, words, size)]
+
+
+def _buffers(blocks: list[slice], hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """(v, N) of hidden's dtype and (v, N) to sum in, for one block after another: allocated anew for each, their pages
+    would take a CPU as long to map as the products that fill them."""
+    shape = (blocks[0].stop, len(hidden))
+    return hidden.new_empty(shape), hidden.new_empty(shape, dtype=_wide(hidden))
+
+
+def _empty(rows: int, hidden: Tensor) -> Tensor:
+    """(rows, N) of hidden's dtype."""
+    if hidden.device.type == "cpu":
+        return pages.empty(rows, len(hidden), hidden.dtype)
+    return hidden.new_empty((rows, len(hidden)))
 
 
 def _wide(hidden: Tensor) -> torch.dtype:
@@ -130,9 +196,12 @@ LIBRARY.impl("linear_cross_entropy_backward", _backward, "CompositeExplicitAutog
 
 
 @torch.library.register_fake("patchrec_fast::linear_cross_entropy")
-def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, block: int) -> tuple[Tensor, Tensor]:
+def _(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, block: int | None, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     losses = hidden.new_empty(hidden.shape[0], dtype=_wide(hidden))
-    return losses, torch.empty_like(losses)
+    kept = hidden.new_empty((weight.shape[0] if keep else 0, hidden.shape[0]))
+    return losses, torch.empty_like(losses), kept
 
 
 @torch.library.register_fake("patchrec_fast::linear_cross_entropy_backward")
@@ -143,7 +212,8 @@ def _(
     bias: Tensor | None,
     labels: Tensor,
     lse: Tensor,
-    block: int,
+    kept: Tensor,
+    block: int | None,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
@@ -153,16 +223,18 @@ def _(
     )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.block = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.mark_non_differentiable(output[1])
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.block, _ = inputs
+    _, lse, kept = output
+    ctx.save_for_backward(*tensors, lse, kept)
+    ctx.mark_non_differentiable(lse, kept)
+    ctx.set_materialize_grads(False)  # a zero for each logit that is kept
 
 
-def _gradient(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _gradient(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     wanted = list(ctx.needs_input_grad[:3])
     made = torch.ops.patchrec_fast.linear_cross_entropy_backward(grad, *ctx.saved_tensors, ctx.block, wanted)
-    return *(each if want else None for each, want in zip(made, wanted, strict=True)), None, None
+    return *(each if want else None for each, want in zip(made, wanted, strict=True)), None, None, None
 
 
 def _no_gradient(ctx: Any, *_: Tensor) -> None:

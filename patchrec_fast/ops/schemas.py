@@ -26,8 +26,8 @@ LIBRARY.define(
 )
 
 _LINEAR = "Tensor hidden, Tensor weight, Tensor? bias, Tensor labels"
-LIBRARY.define(f"linear_cross_entropy({_LINEAR}, int block) -> (Tensor, Tensor)")
+LIBRARY.define(f"linear_cross_entropy({_LINEAR}, int? block, bool keep) -> (Tensor, Tensor, Tensor)")
 LIBRARY.define(
-    f"linear_cross_entropy_backward(Tensor grad, {_LINEAR}, Tensor lse, int block, bool[3] wanted)"
+    f"linear_cross_entropy_backward(Tensor grad, {_LINEAR}, Tensor lse, Tensor kept, int? block, bool[3] wanted)"
     " -> (Tensor, Tensor, Tensor)"
 )

@@ -63,6 +63,7 @@ def test_tied_to_the_head(wrap, batch, kind):
 def test_without_logits(wrap, batch, kind, monkeypatch):
     """The head is frozen and plain: no gradient of its weight is made."""
     monkeypatch.setattr("patchrec_fast.ops.cross_entropy.BLOCK", 1000)
+    monkeypatch.setattr("patchrec_fast.ops.cross_entropy.WORDS", 1)
     model = wrap(kind)
     exact = alone(model, batch)
     handle = attach(model, loss="chunked")

@@ -31,10 +31,10 @@ def dense(parts, labels):
     return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), labels, reduction="none")
 
 
-def step(parts, labels, grad, loss=None, block=None):
+def step(parts, labels, grad, loss=None, **how):
     """Losses, and the gradient of each part, in float64."""
     hidden, weight, bias = parts
-    losses = linear_cross_entropy(hidden, weight, labels, bias, block=block) if loss is None else loss(parts, labels)
+    losses = linear_cross_entropy(hidden, weight, labels, bias, **how) if loss is None else loss(parts, labels)
     made = torch.autograd.grad(losses, [part for part in parts if part is not None], grad.to(losses.dtype))
     return losses.detach().double(), [each.double() for each in made]
 
@@ -44,29 +44,31 @@ def exact(parts, labels, grad):
     return step(double, labels, grad, dense)
 
 
-# One logit, less than a row, rows that divide and do not, one more than there are, and the default.
-BLOCKS = [1, 20, 37, 37 * 4, 37 * 5 + 1, 37 * 13 + 1, None]
+# One logit, less than a word's of 13 rows and just those, words that divide 37 and do not, all and more, the default.
+BLOCKS = [1, 12, 13, 37 * 4, 37 * 5 + 1, 37 * 13, 37 * 13 + 1, None]
 
 
+@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("rows", [0, 1, 2, 13])
-def test_equals_dense_in_float64(rows, block, bias):
+def test_equals_dense_in_float64(rows, block, bias, keep):
     parts, labels, grad = make(rows, bias=bias)
-    losses, gradients = step(parts, labels, grad, block=block)
+    losses, gradients = step(parts, labels, grad, block=block, keep=keep)
     expected, expected_gradients = step(parts, labels, grad, dense)
     torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
     for actual, each in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(actual, each, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("block", [20, None])
-def test_float32_within_its_roundings(block):
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("block", [100, None])
+def test_float32_within_its_roundings(block, keep):
     """A logit of d products errs by (d + 1) u of their magnitude, a loss by two such and V roundings of its sum; a
     gradient's terms by as much relative to each, and N roundings of their sum."""
     parts, labels, grad = make(29, dtype=torch.float32)
     hidden, weight, bias = (part.detach().double() for part in parts)
-    losses, gradients = step(parts, labels, grad, block=block)
+    losses, gradients = step(parts, labels, grad, block=block, keep=keep)
     expected, expected_gradients = exact(parts, labels, grad)
     u = UNIT_ROUNDOFF[torch.float32]
     magnitude = (hidden.abs() @ weight.abs().T + bias.abs()).max()
@@ -93,14 +95,15 @@ def test_bfloat16_is_reduced_in_float32():
     assert abs(truth.bfloat16() - truth) > 1 / 640  # the trap
 
 
+@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("block", [7000, None])
-def test_bfloat16_gradients_round_no_more_than_dense(block):
+def test_bfloat16_gradients_round_no_more_than_dense(block, keep):
     """Those of weight and bias are rounded once too. Hidden's is the sum of a rounded product for each block, which
     one block may dominate: two equal roundings where dense has one, 1.41 times the norm."""
     parts, labels, grad = make(301, vocabulary=1000, width=64, dtype=torch.bfloat16, scale=0.3)
     _, expected = exact(parts, labels, grad)
     _, rounded = step(parts, labels, grad, dense)
-    _, actual = step(parts, labels, grad, block=block)
+    _, actual = step(parts, labels, grad, block=block, keep=keep)
     for name, ours, theirs, each in zip(NAMES, actual, rounded, expected, strict=True):
         assert (ours - each).norm() <= (1.5 if name == "hidden" else 1.05) * (theirs - each).norm(), name
 
@@ -114,10 +117,10 @@ def test_rows_that_do_not_count_give_nothing():
     assert not any(each.any() for each in (losses, *gradients))
 
 
-@pytest.mark.parametrize("block", [2000, 16000])
+@pytest.mark.parametrize("block", [16000, 32000])
 @pytest.mark.parametrize("rows", [64, 301])
 def test_no_more_logits_than_a_block_exist(rows, block):
-    """Of 1,000 words; weights and hidden states are smaller."""
+    """Of 1,000 words; weights, hidden states and each block's log-sum-exps are smaller."""
 
     class Largest(TorchDispatchMode):
         elements = 0
@@ -134,17 +137,60 @@ def test_no_more_logits_than_a_block_exist(rows, block):
         for pass_ in ("forward", "backward"):
             with Largest() as largest:
                 if pass_ == "forward":
-                    _, lse = cross_entropy._forward(hidden, weight, None, labels, block)
+                    _, lse, kept = cross_entropy._forward(hidden, weight, None, labels, block, False)
                 else:
-                    cross_entropy._backward(grad, hidden, weight, None, labels, lse, block, [True, True, False])
+                    cross_entropy._backward(grad, hidden, weight, None, labels, lse, kept, block, [True, True, False])
             assert block / 2 < largest.elements <= block
+
+
+@pytest.mark.parametrize("most", [37 * 13, 37 * 13 - 1])
+def test_logits_are_kept_where_a_backward_will_want_them(most, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "KEEP", most)
+    (hidden, weight, bias), labels, _ = make(13)
+
+    def kept(*parts):
+        saved = linear_cross_entropy(parts[0], parts[1], labels, parts[2]).grad_fn.saved_tensors
+        return any(each is not None and each.shape == (37, 13) for each in saved)
+
+    assert kept(hidden, weight, bias) == kept(hidden, weight.detach(), None) == (most == 37 * 13)
+    assert linear_cross_entropy(hidden.detach(), weight.detach(), labels, keep=True).grad_fn is None
+
+
+def test_many_rows_have_a_block_of_words_nevertheless(monkeypatch):
+    """As many as a product wants, unless the caller says how many logits."""
+    monkeypatch.setattr(cross_entropy, "BLOCK", 50)
+    for words, rows, block, expected in (
+        (5, 13, None, [5] * 7 + [2]),
+        (1, 13, None, [3] * 12 + [1]),
+        (5, 13, 13, [1] * 37),
+    ):
+        monkeypatch.setattr(cross_entropy, "WORDS", words)
+        made = cross_entropy._blocks(torch.empty(rows, 1), 37, block)
+        assert [each.stop - each.start for each in made] == expected
+
+
+def test_infinite_logits_as_dense():
+    """A word that is ruled out, with -inf in its bias, alone in a block or not; and all of them."""
+    parts, labels, grad = make(13)
+    hidden, weight, bias = parts
+    out = torch.arange(37) % 3 != 1
+    out[labels[labels >= 0]] = False
+    ruled = bias.detach().masked_fill(out, -torch.inf).requires_grad_()
+    for block in (13, 13 * 5, None):
+        losses, gradients = step((hidden, weight, ruled), labels, grad, block=block)
+        expected, expected_gradients = step((hidden, weight, ruled), labels, grad, dense)
+        torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
+        for actual, each in zip(gradients, expected_gradients, strict=True):
+            torch.testing.assert_close(actual, each, rtol=1e-12, atol=1e-12)
+    nothing = torch.full_like(bias, -torch.inf)
+    assert linear_cross_entropy(hidden, weight, labels, nothing, block=50)[1].isnan()  # as F.cross_entropy says
 
 
 def test_only_wanted_gradients_are_made():
     """A frozen head under LoRA has the largest of them."""
     (hidden, weight, bias), labels, grad = make(13)
     lse = torch.logsumexp(F.linear(hidden, weight, bias), 1)
-    args = (grad, hidden.detach(), weight.detach(), bias.detach(), labels, lse.detach(), 100)
+    args = (grad, hidden.detach(), weight.detach(), bias.detach(), labels, lse.detach(), hidden.new_empty(0, 13), 100)
     for want in range(3):
         made = torch.ops.patchrec_fast.linear_cross_entropy_backward(*args, [each == want for each in range(3)])
         assert [each.numel() > 0 for each in made] == [each == want for each in range(3)]
@@ -172,10 +218,11 @@ def test_autocast():
     assert gradient.dtype == torch.float32
 
 
+@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_registration(bias):
+def test_registration(bias, keep):
     (hidden, weight, b), labels, _ = make(13, dtype=torch.float32, bias=bias)
-    torch.library.opcheck(torch.ops.patchrec_fast.linear_cross_entropy, (hidden, weight, b, labels, 100))
+    torch.library.opcheck(torch.ops.patchrec_fast.linear_cross_entropy, (hidden, weight, b, labels, 100, keep))
 
 
 def test_other_numbers_of_rows_are_not_compiled_again():
@@ -186,7 +233,7 @@ def test_other_numbers_of_rows_are_not_compiled_again():
     compiled = torch.compile(linear_cross_entropy, backend=counter, fullgraph=True, dynamic=True)
     for rows in (13, 29, 31):
         (hidden, weight, bias), labels, grad = make(rows)
-        made = torch.autograd.grad(compiled(hidden, weight, labels, bias, block=100), weight, grad)
+        made = torch.autograd.grad(compiled(hidden, weight, labels, bias), weight, grad)
         torch.testing.assert_close(made[0], exact((hidden, weight, bias), labels, grad)[1][1])
     assert counter.frame_count == 1
 
