@@ -2,8 +2,9 @@
 """A user who comes back: visits of a few new items each, with the prompt of the last visit kept and without.
 
 The same recommender reads whole histories of ML-1M's longest users, one user at a time, whose newest items come in
-visits. Nothing is timed before both give the same titles. The model is random, of 4 layers and width 256; beams are
-scored among title tokens, the cheap way, so that the prompt is not lost beside the decoding.
+visits; a cell is a third of the users, by length. Nothing is recorded unless both give the same titles. The model is
+random, of 4 layers and width 256; beams are scored among title tokens, the cheap way, so that the prompt is not lost
+beside the decoding.
 """
 
 import numpy as np
@@ -22,6 +23,7 @@ from .results import Row
 
 KEPT, FRESH = "kept prompts", "fresh call"
 VISITS, NEW, TITLES = 20, 5, 20
+THIRDS = ("shortest", "middle", "longest")
 POLICIES: dict[str, Policy] = {
     'SessionPatches(20, anchor="oldest")': SessionPatches(20, anchor="oldest"),
     "SessionPatches(20)": SessionPatches(20),
@@ -30,11 +32,15 @@ POLICIES: dict[str, Policy] = {
 }
 
 
+@pytest.mark.parametrize("third", THIRDS)
 @pytest.mark.parametrize("policy", POLICIES)
-def test_visits(policy: str, settings: Settings, record: Recorder, benchmark: BenchmarkFixture) -> None:
+def test_visits(policy: str, third: str, settings: Settings, record: Recorder, benchmark: BenchmarkFixture) -> None:
     source = settings.source("ml-1m")
-    users, visits = (2, 3) if settings.quick else (58, VISITS)
-    histories = long_histories(source.dataset, limit=users)
+    users, visits = (3, 3) if settings.quick else (58, VISITS)
+    by_length = sorted(long_histories(source.dataset, limit=users), key=len)
+    cuts = np.linspace(0, len(by_length), len(THIRDS) + 1).astype(int)
+    begin, end = cuts[THIRDS.index(third) :][:2]
+    histories = by_length[begin:end]
     packer = Packer(source.catalogue, source.prompt, POLICIES[policy])
     rec, cache = Recommender(tiny(source.prompt.num_embeddings, settings.quick), packer), KVCache(8 << 30)
     seconds: dict[str, list[float]] = {KEPT: [], FRESH: []}
@@ -80,7 +86,13 @@ def test_visits(policy: str, settings: Settings, record: Recorder, benchmark: Be
         }
         for timing in timings
     ]
-    mean = rows // (len(histories) * visits)
-    record("visits", measured, {"data": source.label, "users": len(histories), "policy": policy, "rows": mean})
+    cell: Row = {
+        "data": source.label,
+        "policy": policy,
+        "users": len(histories),
+        "items": round(sum(map(len, histories)) / len(histories)),
+        "rows": rows // (len(histories) * visits),
+    }
+    record("visits", measured, cell)
     benchmark.group = "users who return"
     benchmark.pedantic(visit, args=(0, visits, False), rounds=1)

@@ -183,17 +183,24 @@ def segments() -> str:
 
 
 def visits() -> str:
-    """Policies down: a visit with the prompt of the last one kept, and without."""
+    """Policies and lengths down: a visit with the prompt of the last one kept, and without."""
     lines, found = [], []
-    for cell in markdown.newest("visits", "policy"):
+    for cell in markdown.newest("visits", "policy", "items"):
         found += cell
         own = {row["contestant"]: row for row in cell}
         kept, fresh = own[KEPT], own[FRESH]
         both = markdown.milliseconds(kept), markdown.milliseconds(fresh)
         lines.append(
-            [f"`{kept['policy']}`", kept["rows"], f"{float(kept['reused_share']):.1%}", *both, markdown.times(kept)]
+            [
+                f"`{kept['policy']}`",
+                kept["items"],
+                kept["rows"],
+                f"{float(kept['reused_share']):.1%}",
+                *both,
+                markdown.times(kept),
+            ]
         )
-    return markdown.table(["", "rows a prompt", "of them reused", KEPT, FRESH, "faster"], lines, found)
+    return markdown.table(["", "items", "rows a prompt", "of them reused", KEPT, FRESH, "faster"], lines, found)
 
 
 def by_user() -> str:

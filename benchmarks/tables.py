@@ -119,12 +119,12 @@ def visits(rows: list[Row], speeds: dict[str, float]) -> str:
         "one user's visit; reused: share of the prompts' rows that were not read; `faster`: than a fresh call, median",
         "of per-visit ratios",
         "",
-        f"{'policy':38}{'rows':>6}  {'':16}{'median ms':>11}{'faster':>9}{'reused':>9}{'visits':>8}",
+        f"{'policy':38}{'items':>6}{'rows':>6}  {'':16}{'median ms':>11}{'faster':>9}{'reused':>9}{'visits':>8}",
     ]
     for row in rows:
         lines.append(
-            f"{row['policy']:38}{row['rows']:>6}  {row['contestant']:16}{float(row['median_ms']):>11,.1f}"
-            f"{float(row['ratio']):>8.2f}x{float(row['reused_share']):>9.1%}{row['rounds']:>8}"
+            f"{row['policy']:38}{row['items']:>6}{row['rows']:>6}  {row['contestant']:16}"
+            f"{float(row['median_ms']):>11,.1f}{float(row['ratio']):>8.2f}x{float(row['reused_share']):>9.1%}{row['rounds']:>8}"
         )
     return "\n".join(lines)
 

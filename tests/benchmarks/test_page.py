@@ -71,6 +71,7 @@ MADE_UP = {
         [
             {
                 "policy": "P(1)",
+                "items": "700",
                 "rows": "300",
                 "contestant": name,
                 "median_ms": ms,
@@ -79,7 +80,7 @@ MADE_UP = {
             }
             for name, ms, ratio in (("kept prompts", "50", "2.0"), ("fresh call", "100", "1.0"))
         ],
-        ["| `P(1)` | 300 | 90.0% | 50 ms | 100 ms | 2.00x |"],
+        ["| `P(1)` | 700 | 300 | 90.0% | 50 ms | 100 ms | 2.00x |"],
     ),
     "by_user": (
         page.by_user,
