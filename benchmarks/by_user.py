@@ -37,18 +37,16 @@ from . import checkout, machine, results
 
 DATA, STAGES, SEEDS, KS = "ml-100k", ("text", "pft-i", "pft-s"), (0, 1, 2), (5, 10, 20)
 APPEND_ONLY = {"items_step": 15, "patch_step": 5, "anchor": "oldest"}  # of 30 items
-EVERYONE = 2**31 - 1  # targets of a pass that has all of a user's
 POOLED = "all"  # in place of a seed: the samples of every seed together
 _ORIGIN = ("time", "machine", "cpu", "torch", "commit", "threads")
 
 
 class Arm(NamedTuple):
-    """A way to train: `targets` of a pass, 1 for one prompt a target; a step of 64 targets, or `large`, of as many as
-    the user with the most has."""
+    """A way to train: `targets` of a pass, 1 for one prompt a target, and how many times the recipe's learning rate."""
 
     targets: int
     append_only: bool = True
-    large: bool = False
+    rate: float = 1
 
 
 REFERENCE = "prompt"
@@ -57,23 +55,17 @@ ARMS = {
     "prompt, append-only": Arm(1),
     "user, 16": Arm(16),
     "user, 64": Arm(64),
-    "user, all": Arm(EVERYONE, large=True),
-    "prompt, append-only, large steps": Arm(1, large=True),
+    "user, 16, 1.5 times the rate": Arm(16, rate=1.5),
 }
 
 
-def recipe(stage: str, arm: Arm, seed: int, dataset: Dataset) -> Recipe:
+def recipe(stage: str, arm: Arm, seed: int) -> Recipe:
     """The tiny recipe, with what the arm changes."""
-    runs = passes(dataset, "train", EVERYONE)
-    most = int((runs.last - runs.first).max()) + 1
-    changes: dict[str, Any] = {"seed": seed, "by": "prompt" if arm.targets == 1 else "user"}
+    own = recipes.load("tiny", stage)
+    changes: dict[str, Any] = {"seed": seed, "by": "prompt", "learning_rate": own.learning_rate * arm.rate}
     if arm.targets > 1:
-        changes["targets_per_pass"] = min(arm.targets, most)
-    if arm.large:
-        changes["batch"] = most
-    if arm.append_only:
-        changes |= APPEND_ONLY
-    return recipes.load("tiny", stage).override(changes)
+        changes |= {"by": "user", "targets_per_pass": arm.targets}
+    return own.override(changes | (APPEND_ONLY if arm.append_only else {}))
 
 
 def trained(own: Recipe, stage: str, options: argparse.Namespace, out: Path) -> dict[str, Any]:
@@ -120,7 +112,7 @@ def run_cell(
     kept, path = folder / "cell.json", folder / "test" / "report.json"
     if kept.is_file():
         return json.loads(kept.read_text()), Report.load(path)
-    own = recipe(stage, ARMS[arm], seed, dataset)
+    own = recipe(stage, ARMS[arm], seed)
     if options.limit:
         own = own.override({"limit_train": options.limit, "epochs": 1})
     result = trained(own, stage, options, folder / "model")
