@@ -44,10 +44,14 @@ def test_visits(policy: str, third: str, settings: Settings, record: Recorder, b
     packer = Packer(source.catalogue, source.prompt, POLICIES[policy])
     rec, cache = Recommender(tiny(source.prompt.num_embeddings, settings.quick), packer), KVCache(8 << 30)
     seconds: dict[str, list[float]] = {KEPT: [], FRESH: []}
-    rows = read = contended = 0
+    rows = read = least = contended = 0
+    lengths = np.diff(source.catalogue.offsets)
+
+    def history_of(user: int, number: int) -> np.ndarray:
+        return histories[user][: len(histories[user]) - NEW * (visits - number)]
 
     def visit(user: int, number: int, kept: bool) -> tuple[float, bool, Recommendations]:
-        history, found = histories[user][: len(histories[user]) - NEW * (visits - number)], []
+        history, found = history_of(user, number), []
 
         def call(round_: int) -> None:
             found.append(rec.recommend([history], TITLES, normalize=CATALOGUE, users=[user] if kept else None))
@@ -70,6 +74,8 @@ def test_visits(policy: str, third: str, settings: Settings, record: Recorder, b
                     if kept:
                         rows, read = rows + found.rows, read + found.rows_read
                 assert answers[0] == answers[1], "other titles than a fresh call's"
+                new = source.catalogue.index(history_of(user, number)[-NEW:])
+                least += int(lengths[new].sum()) + NEW + len(source.prompt.suffix)  # with a separator each
             cache.clear()
     timings = [harness.Timing(name, np.array(values), contended) for name, values in seconds.items()]
     ratios = harness.ratios(timings, [FRESH])
@@ -83,6 +89,7 @@ def test_visits(policy: str, third: str, settings: Settings, record: Recorder, b
             "contended": timing.contended,
             "ratio": round(ratios[timing.name], 2),
             "reused_share": round(1 - read / rows, 4) if timing.name == KEPT else 0.0,
+            "old_share": round(1 - least / rows, 4),
         }
         for timing in timings
     ]

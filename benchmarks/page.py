@@ -195,12 +195,14 @@ def visits() -> str:
                 f"`{kept['policy']}`",
                 kept["items"],
                 kept["rows"],
-                f"{float(kept['reused_share']):.1%}",
+                f"{float(kept['reused_share']):.1%} of {float(kept['old_share']):.1%}",
                 *both,
                 markdown.times(kept),
             ]
         )
-    return markdown.table(["", "items", "rows a prompt", "of them reused", KEPT, FRESH, "faster"], lines, found)
+    return markdown.table(
+        ["", "items", "rows a prompt", "reused, of those not new", KEPT, FRESH, "faster"], lines, found
+    )
 
 
 def by_user() -> str:

@@ -11,6 +11,7 @@ Columns, in this order: where it was measured (`machine.facts`), `data` and what
     peak_mb             10**6 bytes that the call adds at its highest
     gb_s, ceiling_share bytes moved, and their share of the ceiling's
     reused_share        of a prompt's rows, those that were not read again
+    old_share           of a prompt's rows, those that are not the new titles as text, or the suffix behind them
     rows_per_s          the median, beside targets as `_per_s`
     epoch_targets, epoch_rows, epoch_s
                         of an epoch: counted, counted, and extrapolated from the median

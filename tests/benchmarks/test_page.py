@@ -77,10 +77,11 @@ MADE_UP = {
                 "median_ms": ms,
                 "ratio": ratio,
                 "reused_share": "0.9",
+                "old_share": "0.95",
             }
             for name, ms, ratio in (("kept prompts", "50", "2.0"), ("fresh call", "100", "1.0"))
         ],
-        ["| `P(1)` | 700 | 300 | 90.0% | 50 ms | 100 ms | 2.00x |"],
+        ["| `P(1)` | 700 | 300 | 90.0% of 95.0% | 50 ms | 100 ms | 2.00x |"],
     ),
     "by_user": (
         page.by_user,
