@@ -29,6 +29,7 @@ from .results import Row
 from .source import Source
 
 STAGES = ("text", "pft-i", "pft-s")
+CUT = "tiny, cut"  # the vocabulary, to the titles' tokens and the prompt's, as of a model made from scratch
 ITEMS, ITEMS_STEP = 100, 50
 APPEND_ONLY: dict[str, Any] = {"patch_step": 5, "anchor": "oldest"}
 PROMPT = "one prompt a target"
@@ -180,17 +181,19 @@ def measured(timings: list[harness.Timing], made: dict[str, Epoch], peaks: dict[
     return [{**row, "ratio": round(ratios[str(row["contestant"])], 2)} for row in found]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [CUT, *MODELS])
 @pytest.mark.parametrize("name", STAGES)
 def test_epoch(name: str, model: str, settings: Settings, record: Recorder, benchmark: BenchmarkFixture) -> None:
-    if settings.quick and model != "tiny":
+    if settings.quick and model == "100m":
         pytest.skip("--quick: the tiny model only")
     source, size = settings.source("ml-1m"), FULL
+    if model == CUT:
+        source = _cut(source)
     if settings.quick:
         source, size = _quick(source), QUICK
     made = _epochs(source, name, size)
     check(name, made)
-    built = MODELS[model].build()
+    built = MODELS[model.removesuffix(", cut")].build(source.prompt.num_embeddings)
     attach(built)
     calls = steps(built, made)
     calls[PROMPT](0)  # makes the optimizer's state, which is nobody's peak
@@ -205,6 +208,9 @@ def test_epoch(name: str, model: str, settings: Settings, record: Recorder, benc
 
 
 _epochs = lru_cache(maxsize=1)(epochs)  # a stage's models come one after another, and samples are large
+
+
+_cut = cache(Source.cut)
 
 
 @cache

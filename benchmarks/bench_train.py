@@ -36,12 +36,12 @@ class Model(NamedTuple):
     layers: int
     heads: int
 
-    def build(self) -> Any:
+    def build(self, vocabulary: int = VOCABULARY) -> Any:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         torch.manual_seed(0)
         config = LlamaConfig(
-            vocab_size=VOCABULARY,
+            vocab_size=vocabulary,
             hidden_size=self.hidden,
             intermediate_size=4 * self.hidden,
             num_hidden_layers=self.layers,

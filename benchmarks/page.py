@@ -315,7 +315,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "packing": packing,
     "losses": losses,
 }
-_MODELS = {"tiny": "hidden 128, 4 layers", "100m": "hidden 768, 8 layers"}
+_MODELS = {
+    "tiny, cut": "hidden 128, 4 layers, cut vocabulary",
+    "tiny": "hidden 128, 4 layers",
+    "100m": "hidden 768, 8 layers",
+}
 _SHAPE_NAMES = {"loop": "one user of 6 items"}
 _SETTINGS = {
     "Text()": "100 items, text",

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data that benchmarks run on: real where it is at hand, generated where it is not."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from patchrec_fast import Catalogue, Prompt, data
 from patchrec_fast.data import Dataset
+from patchrec_fast.models import vocabulary
 from patchrec_fast.ragged import to_offsets
 
 _SYSTEM = "You are a helpful assistant in {noun} recommendations."
@@ -33,6 +35,20 @@ class Source:
     dataset: Dataset
     catalogue: Catalogue
     prompt: Prompt
+    tokenizer: Any = field(default=None, compare=False)
+    words: Mapping[str, str] = field(default_factory=dict, compare=False)  # the prompt's
+
+    @classmethod
+    def of(cls, label: str, dataset: Dataset, tokenizer: Any, words: Mapping[str, str]) -> "Source":
+        prompt = Prompt(tokenizer, system=_SYSTEM.format(**words), instruction=_INSTRUCTION.format(**words))
+        return cls(label, dataset, Catalogue.from_titles(dataset.titles, tokenizer), prompt, tokenizer, words)
+
+    def cut(self) -> "Source":
+        """The same with a vocabulary of no other tokens than its own, as `train --model tiny` makes it."""
+        prompt = self.prompt
+        marks = [prompt.separator, prompt.end_of_turn]
+        used = np.concatenate([self.catalogue.token_ids, prompt.prefix, prompt.suffix, marks])
+        return Source.of(self.label, self.dataset, vocabulary.cut(self.tokenizer, used), self.words)
 
 
 def load(name: str, data_dir: str | None, tokenizer_dir: str | None) -> Source:
@@ -58,13 +74,7 @@ def load(name: str, data_dir: str | None, tokenizer_dir: str | None) -> Source:
         if not Path(tokenizer_dir).is_dir():
             raise FileNotFoundError(f"tokenizer: {tokenizer_dir} is not a folder")
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
-    words = _WORDS.get(name, _MOVIES)
-    prompt = Prompt(
-        tokenizer,
-        system=_SYSTEM.format(**words),
-        instruction=_INSTRUCTION.format(**words),
-    )
-    return Source(label, dataset, Catalogue.from_titles(dataset.titles, tokenizer), prompt)
+    return Source.of(label, dataset, tokenizer, _WORDS.get(name, _MOVIES))
 
 
 def synthetic(mean_tokens: float) -> Source:

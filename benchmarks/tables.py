@@ -81,13 +81,13 @@ def epoch(rows: list[Row], speeds: dict[str, float]) -> str:
         "rows are counted, its hours extrapolated; `floor`: the fewest rows that its layout can be read in; peak:",
         "resident memory that a step adds at its highest",
         "",
-        f"{'model':6}{'stage':7}{'':38}{'targets/s':>10}{'faster':>9}{'rows/s':>9}{'epoch rows':>13}{'of floor':>10}"
+        f"{'model':12}{'stage':7}{'':38}{'targets/s':>10}{'faster':>9}{'rows/s':>9}{'epoch rows':>13}{'of floor':>10}"
         f"{'hours':>8}{'peak MB':>9}{'rounds':>8}",
     ]
     for row in rows:
         of_floor = float(row["epoch_rows"]) / float(row["floor_rows"])
         lines.append(
-            f"{row['model']:6}{row['stage']:7}{row['contestant']:38}{float(row['median_per_s']):>10,.1f}"
+            f"{row['model']:12}{row['stage']:7}{row['contestant']:38}{float(row['median_per_s']):>10,.1f}"
             f"{float(row['ratio']):>8.2f}x{float(row['rows_per_s']):>9,.0f}{int(row['epoch_rows']):>13,}{of_floor:>9.2f}x"
             f"{float(row['epoch_s']) / 3600:>8.2f}{float(row['peak_mb']):>9,.0f}{row['rounds']:>8}"
         )
