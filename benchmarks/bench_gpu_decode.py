@@ -4,10 +4,13 @@
 First, in float32 and with a small model, that all ways give the same titles: steps as a CUDA graph, steps from Python,
 transformers' beam search, and for "diverse" the released protocol. Then times in bfloat16 with a Llama of random
 weights: 20 beams, users of ML-1M with 100 items, and the paper's Figure 8, its longest users. Then how often a search
-waits for the device, and where a profiler sees the time go. `--device cpu --model tiny --users 1` tries the script.
+waits for the device, and where a profiler sees the time go. A setting is written as soon as it is measured. The
+generated sample's tokenizer has a small vocabulary, so the head costs little: for figures that mean something give
+--data and --tokenizer. `--device cpu --model tiny --users 1` tries the script.
 """
 
 import argparse
+import re
 import sys
 import time
 from pathlib import Path
@@ -16,8 +19,8 @@ from typing import Any
 import torch
 
 from patchrec_fast import Packer, Recommender
-from patchrec_fast.cli.profile import SHAPES
 from patchrec_fast.evaluation.profile import SETTINGS, Setting, long_histories
+from patchrec_fast.models import SHAPES, random_model
 from patchrec_fast.recommend.recommender import Method
 
 from . import bench_decode, harness, machine, results
@@ -49,15 +52,22 @@ def main() -> int:
     newest = histories_of(source, options.users)
     longest = [each.tolist() for each in long_histories(source.dataset, more_than=ITEMS, limit=options.long_users)]
     agree(source, newest[:2], options.device)
-    model = random_model(options.model, source, options.device)
+    place = torch.device(options.device)
+    model = random_model(options.model, source.prompt.num_embeddings, torch.bfloat16, place)
     known = {**machine.facts(), "cpu": machine_name(options.device), "model": options.model, "data": source.label}
     settings = [(Setting(name, policy, ITEMS), newest) for name, policy in POLICIES.items()]
+    failed = 0
     for setting, histories in [*settings, *((setting, longest) for setting in SETTINGS)]:
-        found = measure(model, source, setting, histories, options)
+        try:
+            found = measure(model, source, setting, histories, options)
+        except Exception as error:
+            failed += 1
+            print(f"{setting.name:18}FAILED: {type(error).__name__}: {error}", flush=True)
+            continue
+        results.append("gpu_decode", [{**known, **row} for row in found], options.out)
         for row in found:
             print(f"{setting.name:18}" + "".join(f"{name} {row[name]}  " for name in COLUMNS), flush=True)
-        results.append("gpu_decode", [{**known, **row} for row in found], options.out)
-    return 0
+    return 1 if failed else 0
 
 
 def agree(source: Source, histories: list[list[int]], device: str) -> None:
@@ -80,16 +90,6 @@ def agree(source: Source, histories: list[list[int]], device: str) -> None:
     print("all ways give the same titles", flush=True)
 
 
-def random_model(shape: str, source: Source, device: str) -> Any:
-    """In bfloat16."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=source.prompt.num_embeddings, max_position_embeddings=1 << 17, **SHAPES[shape])
-    with torch.device(device):
-        return LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).eval()
-
-
 def measure(
     model: Any, source: Source, setting: Setting, histories: list[list[int]], options: argparse.Namespace
 ) -> list[Row]:
@@ -104,8 +104,8 @@ def measure(
         timings = {each.name: each for each in harness.measure(calls, sampler=sampler, **limits)}
         syncs = {name: waits(call) for name, call in calls.items()} if options.device == "cuda" else {}
         first = next(iter(calls))
-        file = f"profile-decode-{setting.name.replace(' ', '-')}.txt"
-        results.write(options.out / file, profile(calls[first]))
+        file = "-".join(re.findall(r"\w+", setting.name))
+        results.write(options.out / f"profile-decode-{file}.txt", profile(calls[first]))
     ratios: dict[str, float] = {}
     for method, (peer, _) in bench_decode.PEERS.items():  # of ours against the peer that searches so
         asked = [timing for name, timing in timings.items() if name == peer or name.startswith(f"{OURS} {method}")]

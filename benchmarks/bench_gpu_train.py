@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training step on a GPU: `python -m benchmarks.bench_gpu_train [--out DIR]`.
 
-Ours against padded and packed batches on stock sdpa, a Llama of random weights in bfloat16, 64 users of ML-1M with 100
-items. For each stage: losses agree, then step time, model flops utilisation and peak memory, then how often a step of
-ours waits for the device, then where a profiler sees the time go. `--device cpu --model tiny --users 2` tries the
-script without a GPU.
+Ours against padded and packed batches on stock sdpa, a Llama of random weights in bfloat16, 16 users of ML-1M with 100
+items. For each stage: losses agree, then step time, model flops utilisation and the memory that a step adds at its
+highest, then how often a step of ours waits for the device, then where a profiler sees the time go. A stage is written
+as soon as it is measured; a trainer that does not fit the memory, or has another loss, is not timed.
+`--device cpu --model tiny --users 2` tries the script without a GPU.
 """
 
 import argparse
@@ -16,15 +17,15 @@ from typing import Any
 import torch
 
 from patchrec_fast import PackedBatch
+from patchrec_fast.models import SHAPES, random_model
 
 from . import bench_gpu, harness, machine, results
-from .bench_train import MODELS, POLICIES, Model, batches, calls
+from .bench_train import POLICIES, batches, calls
 from .peers import OURS
 from .peers.training import LOOP, TRAINERS
 from .results import Row
 from .source import Source, load, synthetic
 
-SHAPES = {**MODELS, "llama-1b": Model(2048, 16, 32)}
 COUNT = 2  # different batches
 TOLERANCE = 2e-2  # of bfloat16 losses, relative: eight bits, and sums in another order
 # Dense bfloat16, in 10**12 a second, from the vendor's data sheets.
@@ -36,7 +37,7 @@ def main() -> int:
     parser.add_argument("--data", help="folder with ml-1m; default: synthetic ids")
     parser.add_argument("--tokenizer", help="folder of the Llama-3 tokenizer; needed with --data")
     parser.add_argument("--model", choices=SHAPES, default="llama-1b")
-    parser.add_argument("--users", type=int, default=64)
+    parser.add_argument("--users", type=int, default=16)
     parser.add_argument("--peak-tflops", type=float, help="of the device, dense bfloat16; default: by its name")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--out", type=Path, default=Path("report"), help="gets the CSV and the profiles")
@@ -46,18 +47,25 @@ def main() -> int:
         return 2
     source = load("ml-1m", options.data, options.tokenizer) if options.data else synthetic(3.94)
     peak = options.peak_tflops or peak_of(machine_name(options.device))
-    model = SHAPES[options.model].build().to(options.device, torch.bfloat16)
-    found: list[Row] = []
-    for stage in POLICIES:
-        found += measure(model, stage, source, options.users, options.device, peak, options.out)
-        for row in found[-3:]:
-            print(f"{stage:8}" + "".join(f"{name} {row[name]}  " for name in COLUMNS), flush=True)
+    model = random_model(
+        options.model, source.prompt.num_embeddings, torch.bfloat16, torch.device(options.device)
+    ).train()
     facts = {**machine.facts(), "cpu": machine_name(options.device), "model": options.model, "data": source.label}
-    results.append("gpu_train", [{**facts, **row} for row in found], options.out)
-    return 0
+    failed = 0
+    for stage in POLICIES:
+        try:
+            rows = measure(model, stage, source, options.users, options.device, peak, options.out)
+        except Exception as error:
+            failed += 1
+            print(f"{stage:8}FAILED: {type(error).__name__}: {error}", flush=True)
+            continue
+        results.append("gpu_train", [{**facts, **row} for row in rows], options.out)
+        for row in rows:
+            print(f"{stage:8}" + "".join(f"{name} {row[name]}  " for name in COLUMNS), flush=True)
+    return 1 if failed else 0
 
 
-COLUMNS = ("contestant", "median_ms", "ratio", "mfu", "peak_gb", "syncs")
+COLUMNS = ("contestant", "median_ms", "ratio", "mfu", "peak_gb", "syncs", "loss")
 
 
 def machine_name(device: str) -> str:
@@ -72,19 +80,20 @@ def peak_of(name: str) -> float:
 def measure(
     model: Any, stage: str, source: Source, users: int, device: str, peak: float, out: Path, rounds: int = 5
 ) -> list[Row]:
-    """A row for each trainer that fits the memory."""
+    """A row for each trainer; times of those that fit the memory and have our loss."""
     made = [batch.to(device) for batch in batches(source, POLICIES[stage], users, COUNT)]
     shared = batches(source, POLICIES[stage], users, COUNT, share=True, plan=device == "cuda")
     shared = [batch.to(device) for batch in shared]
     timed = calls(model, made, shared, [each for each in TRAINERS if each.name != LOOP])
     peaks = {name: peak_gigabytes(call, device) for name, call in timed.items()}
-    timed = {name: call for name, call in timed.items() if peaks[name] is not None}
-    agree({name: float(call(0)[1]) for name, call in timed.items()})
+    losses = {name: float(call(0)[1]) for name, call in timed.items() if peaks[name] is not None}
+    timed = {name: call for name, call in timed.items() if name in losses and agrees(losses[name], losses.get(OURS))}
     sampler = bench_gpu.sample if device == "cuda" else None
     timings = {each.name: each for each in harness.measure(timed, max_rounds=rounds, sampler=sampler)}
     ratios = harness.ratios(list(timings.values()), [name for name in peaks if name != OURS])
-    syncs = waits(timed[OURS]) if device == "cuda" else float("nan")
-    results.write(out / f"profile-train-{stage}.txt", profile(timed[OURS]))
+    syncs = waits(timed[OURS]) if device == "cuda" and OURS in timed else float("nan")
+    if OURS in timed:
+        results.write(out / f"profile-train-{stage}.txt", profile(timed[OURS]))
     rows: list[Row] = []
     for name in peaks:
         own = shared if name == OURS else made
@@ -93,28 +102,28 @@ def measure(
         seconds = timings[name].milliseconds() / 1e3 if name in timings else float("nan")
         row |= {"median_ms": round(seconds * 1e3, 2), "ratio": round(ratios.get(name, float("nan")), 2)}
         row |= {"mfu": round(useful / seconds / peak / 1e12, 4), "syncs": syncs if name == OURS else float("nan")}
-        rows.append(row | {"peak_gb": "out of memory" if peaks[name] is None else round(peaks[name] or 0, 2)})
+        row |= {"peak_gb": "out of memory" if peaks[name] is None else round(peaks[name] or 0, 2)}
+        rows.append(row | {"loss": losses.get(name, float("nan"))})
     return rows
 
 
 def peak_gigabytes(call: harness.Call, device: str) -> float | None:
-    """What a first call takes at its highest, weights included; None where it does not fit."""
+    """What a first call adds at its highest, gradients included, weights not; None where it does not fit."""
     if device == "cpu":
         return machine.peak_megabytes(lambda: call(0)) / 1e3
     torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
     try:
         call(0)
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return None
-    return torch.cuda.max_memory_allocated() / 1e9
+    return (torch.cuda.max_memory_allocated() - before) / 1e9
 
 
-def agree(losses: dict[str, float]) -> None:
-    """Raises AssertionError where a trainer has another loss than ours."""
-    for name, loss in losses.items():
-        difference = abs(loss - losses[OURS])
-        assert difference <= TOLERANCE * abs(losses[OURS]), f"{name}: loss {loss}, ours {losses[OURS]}"
+def agrees(loss: float, ours: float | None) -> bool:
+    """Whether a trainer's loss is ours; any is where ours does not fit the memory."""
+    return ours is None or abs(loss - ours) <= TOLERANCE * abs(ours)
 
 
 def flops(model: Any, batch: PackedBatch) -> float:

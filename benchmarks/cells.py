@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A cell is one shape, dtype and mode of compress: the timed calls, and what their times say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,11 +101,18 @@ def measure(
     calls = {each.name: work.call(each, mode) for each in contestants}
     ids, sizes = [batch.ids for batch in work.batches], [size.rows for size in work.sizes]
     calls[CEILING] = ceiling(work.tables, ids, sizes)
+    with gradients(work, mode):
+        return rows(harness.measure(calls, **rounds), work, mode)
+
+
+@contextmanager
+def gradients(work: Workload, mode: str) -> Iterator[None]:
+    """The tables have gradients to add to, where the mode does, and none afterwards."""
     try:
         if mode == "accumulate":
             for table in work.tables:
                 table.grad = torch.zeros_like(table)
-        return rows(harness.measure(calls, **rounds), work, mode)
+        yield
     finally:
         for table in work.tables:
             table.grad = None

@@ -68,4 +68,4 @@ def decode(model: Any, packer: Packer, histories: list[list[int]], k: int) -> An
     )
     items = [names[tuple(ids[: ids.index(end) + 1])] for ids in out.sequences.tolist()]
     found = [items[first : first + k] for first in range(0, len(items), k)]
-    return found, out.sequences_scores.view(len(histories), k)
+    return found, out.sequences_scores.cpu().view(len(histories), k)

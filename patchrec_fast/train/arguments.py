@@ -24,7 +24,7 @@ def trainer_arguments(batches: MicroBatches) -> dict[str, Any]:
         "gradient_accumulation_steps": batches.accumulation,
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
-        "accelerator_config": {"split_batches": False, "dispatch_batches": False},
+        "accelerator_config": {"split_batches": False, "dispatch_batches": False, "non_blocking": True},
         "remove_unused_columns": False,
         "label_names": ["labels"],
         "prediction_loss_only": True,  # logits of packed batches have no common shape

@@ -8,6 +8,7 @@ trace of the operators that one step calls.
 import contextlib
 import copy
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,12 +203,15 @@ def test_what_is_asked_of_cuda(monkeypatch, works, required):
     @contextlib.contextmanager
     def capture(graph, stream, capture_error_mode):
         calls.append("capture")
+        current.append(stream)
         yield
         if not works:
-            raise RuntimeError("operation not permitted when stream is capturing")
+            raise RuntimeError("operation not permitted when stream is capturing")  # and the stream stays, as torch's
 
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    current = [before := Stream()]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", current.append)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
@@ -230,6 +234,7 @@ def test_what_is_asked_of_cuda(monkeypatch, works, required):
             replayed(function)
         replayed(function)
         assert calls == ["capture", "run", *aside, *aside]
+    assert current[-1] is before
 
 
 def test_no_memory_for_a_capture(monkeypatch):
@@ -240,8 +245,8 @@ def test_no_memory_for_a_capture(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
         yield
 
-    for name in ("Stream", "current_stream", "stream", "CUDAGraph"):
-        monkeypatch.setattr(torch.cuda, name, lambda *args: contextlib.nullcontext())
+    for name in ("Stream", "current_stream", "set_stream", "stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *args: SimpleNamespace(device=None))
     monkeypatch.setattr(torch.cuda, "graph", capture)
     replayed = cuda_graph.CudaGraph(torch.device("cuda"))
     monkeypatch.setattr(replayed, "_aside", lambda *args: None)

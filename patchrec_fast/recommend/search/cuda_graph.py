@@ -43,7 +43,7 @@ class CudaGraph:
         self._runs += 1
 
     def _captured(self, function: Callable[[], None], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph | None:
-        graph = torch.cuda.CUDAGraph()
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(stream.device)
         try:
             # What other threads do (a server's, a loader that pins memory) is no part of it and no error.
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
@@ -56,6 +56,8 @@ class CudaGraph:
                 raise RuntimeError(f"cuda_graphs=True: {reason}") from error
             warnings.warn(f"{reason}; it is launched from Python", stacklevel=2)
             return None
+        finally:
+            torch.cuda.set_stream(here)  # up to torch 2.13 a capture that fails leaves its own stream the current one
         return graph
 
     def _aside(self, function: Callable[[], None], stream: torch.cuda.Stream) -> None:
