@@ -56,7 +56,8 @@ def add_data_argument(parser: argparse.ArgumentParser) -> None:
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--device", default="auto", help='such as "cpu" or "cuda:1" (default: the GPU where there is one)')
-    add("--dtype", choices=tuple(DTYPES), help="of the weights (default: as they were saved)")
+    kept = "as they were saved, float32 as bfloat16 on a GPU"
+    add("--dtype", choices=tuple(DTYPES), help=f"of the weights (default: {kept})")
 
 
 def open_recommender(options: argparse.Namespace) -> tuple[Recommender, Dataset]:
@@ -72,7 +73,7 @@ def open_recommender(options: argparse.Namespace) -> tuple[Recommender, Dataset]
     dataset = open_data(options.data)
     model, tokenizer = open_trained(options.model, DTYPES.get(options.dtype, "auto"))
     packer = settings.packer(dataset.titles, tokenizer)
-    return Recommender(model.to(device(options.device)), packer), dataset
+    return Recommender(placed(model, options), packer), dataset
 
 
 def overridden(settings: PromptConfig, options: argparse.Namespace) -> PromptConfig:
@@ -115,6 +116,19 @@ def prompt_line(policy: Policy, max_items: int | None, step: int = 1) -> str:
 def plain(packer: Packer) -> dict[str, Any]:
     """The same as JSON values."""
     return {"policy": repr(packer.policy), "max_items": packer.max_items, "items_step": packer.step}
+
+
+def placed(model: Any, options: argparse.Namespace) -> Any:
+    """The model on the device that the options name.
+
+    The kernels that read packed prompts on a GPU take half precision: float32 weights, as training saves them, would
+    have every row attend to every other through a dense mask. So they go there in bfloat16, unless --dtype says other.
+    """
+    place = device(options.device)
+    half = options.dtype is None and place.type != "cpu" and model.dtype == torch.float32
+    if half:
+        print("weights: bfloat16 (--dtype float32 keeps them as they were saved)", file=sys.stderr)
+    return model.to(place, torch.bfloat16 if half else None)
 
 
 def device(name: str) -> torch.device:

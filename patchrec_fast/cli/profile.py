@@ -30,7 +30,16 @@ from ..layout.config import FILE, INSTRUCTION, PromptConfig
 from ..models import SAMPLE, SHAPES, fit_vocabulary, open_model, open_trained, random_model, tokenizer_for
 from ..train.start import open_data
 from .evaluate import METHODS
-from .models import DTYPES, add_data_argument, add_device_arguments, add_prompt_arguments, device, overridden, tell
+from .models import (
+    DTYPES,
+    add_data_argument,
+    add_device_arguments,
+    add_prompt_arguments,
+    device,
+    overridden,
+    placed,
+    tell,
+)
 from .numbers import whole
 
 if TYPE_CHECKING:
@@ -130,10 +139,10 @@ def _profiler(options: argparse.Namespace, dataset: Dataset, settings: PromptCon
             raise ValueError("--tokenizer: expected a folder, since --shape has none")
         tokenizer = tokenizer_for(name, dataset.titles)
         prompt = settings.prompt(tokenizer)
-        dtype = DTYPES.get(options.dtype, torch.float32)
+        dtype = DTYPES.get(options.dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
         model = random_model(options.shape, prompt.num_embeddings, dtype, place)
     catalogue = Catalogue.from_titles(dataset.titles, tokenizer)
-    return Profiler(model.to(place), catalogue, prompt, options.k, options.method)
+    return Profiler(placed(model, options), catalogue, prompt, options.k, options.method)
 
 
 def _shown(profiles: Iterable[Profile], quiet: bool) -> list[Profile]:
