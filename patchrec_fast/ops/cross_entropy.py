@@ -25,6 +25,9 @@ IGNORE = -100
 # Logits of a block, by device: 2 MB in float32, which a core's cache holds; on a GPU, enough for full-speed products
 # in few launches, 0.4 GB in bfloat16 and float32 together.
 BLOCK, GPU_BLOCK = 2**19, 2**26
+# Logits have a word's N side by side, on a GPU with room for a multiple of so many: its products want rows that begin
+# at 16 bytes, whatever N is.
+ALIGN, GPU_ALIGN = 1, 8
 WORDS = 256  # of a block at least, where many rows make it larger than that: fewer are slow products
 KEEP = 2**28  # logits that are kept at most: 2,093 rows of Llama 3's vocabulary, 1 GiB in float32
 
@@ -78,8 +81,10 @@ def linear_cross_entropy(
 
 def _forward(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, block: int | None, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:  # (N,), (N,), (V, N) or (0, N)
-    kept = _empty(len(weight) if keep else 0, hidden)
+) -> tuple[Tensor, Tensor, Tensor]:  # (N,), (N,), (V, N') or (0, N'), N' aligned
+    rows = len(hidden)
+    kept = _empty(len(weight) if keep else 0, _aligned(hidden), hidden)
+    kept[:, rows:] = 0  # nobody reads it, but an operator's output is the same each time
     blocks = _blocks(hidden, len(weight), block)
     made, work = _buffers(blocks, hidden)
     counts, target = _targets(labels, len(weight))
@@ -88,7 +93,8 @@ def _forward(
     lse = []  # of each block
     for words in blocks:
         size = words.stop - words.start
-        logits = _logits(hidden, weight, bias, words, kept[words] if keep else made[:size])  # (v, N)
+        out = kept[words, :rows] if keep else made[:size]
+        logits = _logits(hidden, weight, bias, words, out)  # (v, N)
         inside, place = _inside(target, words)
         own += logits[place, row].masked_fill_(~inside, 0)
         largest = logits.amax(0).to(work.dtype)
@@ -120,7 +126,7 @@ def _backward(
     row = torch.arange(len(hidden), device=hidden.device)
     for words in blocks:
         size = words.stop - words.start
-        logits = kept[words] if len(kept) else _logits(hidden, weight, bias, words, made[:size])
+        logits = kept[words, : len(hidden)] if len(kept) else _logits(hidden, weight, bias, words, made[:size])
         dlogits = torch.sub(logits, lse, out=work[:size]).exp_()  # (v, N)
         inside, place = _inside(target, words)
         dlogits[place, row] -= inside.to(lse.dtype)
@@ -176,15 +182,21 @@ def _blocks(hidden: Tensor, words: int, block: int | None) -> list[slice]:
 def _buffers(blocks: list[slice], hidden: Tensor) -> tuple[Tensor, Tensor]:
     """(v, N) of hidden's dtype and (v, N) to sum in, for one block after another: allocated anew for each, their pages
     would take a CPU as long to map as the products that fill them."""
-    shape = (blocks[0].stop, len(hidden))
-    return hidden.new_empty(shape), hidden.new_empty(shape, dtype=_wide(hidden))
+    shape, rows = (blocks[0].stop, _aligned(hidden)), len(hidden)
+    return hidden.new_empty(shape)[:, :rows], hidden.new_empty(shape, dtype=_wide(hidden))[:, :rows]
 
 
-def _empty(rows: int, hidden: Tensor) -> Tensor:
-    """(rows, N) of hidden's dtype."""
+def _aligned(hidden: Tensor) -> int:
+    """N, and what aligns it."""
+    align = ALIGN if hidden.device.type == "cpu" else GPU_ALIGN
+    return -(-hidden.shape[0] // align) * align
+
+
+def _empty(words: int, width: int, hidden: Tensor) -> Tensor:
+    """(words, width) of hidden's dtype."""
     if hidden.device.type == "cpu":
-        return pages.empty(rows, len(hidden), hidden.dtype)
-    return hidden.new_empty((rows, len(hidden)))
+        return pages.empty(words, width, hidden.dtype)
+    return hidden.new_empty((words, width))
 
 
 def _wide(hidden: Tensor) -> torch.dtype:
@@ -200,7 +212,7 @@ def _(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, block: int | None, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     losses = hidden.new_empty(hidden.shape[0], dtype=_wide(hidden))
-    kept = hidden.new_empty((weight.shape[0] if keep else 0, hidden.shape[0]))
+    kept = hidden.new_empty((weight.shape[0] if keep else 0, _aligned(hidden)))
     return losses, torch.empty_like(losses), kept
 
 

@@ -48,11 +48,13 @@ def exact(parts, labels, grad):
 BLOCKS = [1, 12, 13, 37 * 4, 37 * 5 + 1, 37 * 13, 37 * 13 + 1, None]
 
 
+@pytest.mark.parametrize("align", [1, 8])
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("rows", [0, 1, 2, 13])
-def test_equals_dense_in_float64(rows, block, bias, keep):
+@pytest.mark.parametrize("rows", [0, 1, 2, 13, 16])
+def test_equals_dense_in_float64(rows, block, bias, keep, align, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "ALIGN", align)
     parts, labels, grad = make(rows, bias=bias)
     losses, gradients = step(parts, labels, grad, block=block, keep=keep)
     expected, expected_gradients = step(parts, labels, grad, dense)
@@ -218,9 +220,11 @@ def test_autocast():
     assert gradient.dtype == torch.float32
 
 
+@pytest.mark.parametrize("align", [1, 8])
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_registration(bias, keep):
+def test_registration(bias, keep, align, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "ALIGN", align)
     (hidden, weight, b), labels, _ = make(13, dtype=torch.float32, bias=bias)
     torch.library.opcheck(torch.ops.patchrec_fast.linear_cross_entropy, (hidden, weight, b, labels, 100, keep))
 
