@@ -79,8 +79,9 @@ def train(
             time.
         tokenizer: only for "tiny": a folder, or "sample".
         resume: go on from the newest checkpoint of `out`, or from the start where it has none yet; the weights
-            come out bit for bit as if nothing had happened. The model, tokenizer and data may have moved, not changed.
-            A finished run is left as it is.
+            come out bit for bit as if nothing had happened (on a GPU only under
+            `torch.use_deterministic_algorithms(True)`: flash attention's backward adds in any order). The model,
+            tokenizer and data may have moved, not changed. A finished run is left as it is.
 
     Returns:
         What `result.json` holds: stage, steps, samples (targets of an epoch), by ("user" or "prompt"), train_loss (the

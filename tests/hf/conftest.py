@@ -33,7 +33,16 @@ FAMILIES = {
     "qwen3": ("Qwen3", {}),
     "mistral": ("Mistral", {"sliding_window": WINDOW}),
     "gemma": ("Gemma", {}),
-    "gemma2": ("Gemma2", {"sliding_window": WINDOW, "layer_types": LAYERS, "query_pre_attn_scalar": 8}),
+    # Up to 5.22 transformers would choose sdpa, which does not cap.
+    "gemma2": (
+        "Gemma2",
+        {
+            "sliding_window": WINDOW,
+            "layer_types": LAYERS,
+            "query_pre_attn_scalar": 8,
+            "attn_implementation": "eager",
+        },
+    ),
     "gemma3": ("Gemma3", {"sliding_window": WINDOW, "layer_types": LAYERS, "query_pre_attn_scalar": 8}),
 }
 WIDE_FAMILIES = {  # for what the model's class decides alone
