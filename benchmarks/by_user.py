@@ -3,7 +3,8 @@
 
 The tiny recipe of ML-100K, every arm from the same weights a seed, for as many epochs: trained, its loss measured on
 the validation split and its metrics on the test split. It keeps each cell (stage, arm, seed) in --out as soon as it is
-done, goes on there when it was killed, and writes results/by_user.csv at the end.
+done, goes on there when it was killed, and writes results/by_user.csv at the end: of the cells that were asked for, or
+with --done of all those in --out.
 """
 
 import argparse
@@ -106,12 +107,14 @@ def mean_loss(model: Any, packer: Packer, runs: Passes) -> float:
 
 def run_cell(
     stage: str, arm: str, seed: int, options: argparse.Namespace, dataset: Dataset
-) -> tuple[dict[str, Any], Report]:
-    """One cell, or what is kept of it."""
+) -> tuple[dict[str, Any], Report] | None:
+    """One cell, or what is kept of it; None where nothing is and nothing shall be run."""
     folder = Path(options.out) / stage / arm.replace(", ", "-").replace(" ", "-") / str(seed)
     kept, path = folder / "cell.json", folder / "test" / "report.json"
     if kept.is_file():
         return json.loads(kept.read_text()), Report.load(path)
+    if options.done:
+        return None
     own = recipe(stage, ARMS[arm], seed)
     if options.limit:
         own = own.override({"limit_train": options.limit, "epochs": 1})
@@ -195,15 +198,16 @@ def main() -> int:
     add("--stages", nargs="+", choices=STAGES, default=STAGES)
     add("--arms", nargs="+", choices=tuple(ARMS), default=tuple(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)}")
     add("--seeds", nargs="+", type=int, default=SEEDS)
+    add("--done", action="store_true", help="of what was asked for, the cells that are there; none is run")
     add("--limit", type=int, help="to try it: so many training and test samples, one epoch, nothing recorded")
     options = parser.parse_args()
     if not options.limit and not checkout.may_record("benchmarks.by_user"):
         return 2
     dataset = data.load(Path(options.data) / DATA)
-    cells = [
-        run_cell(stage, arm, seed, options, dataset)
-        for stage, arm, seed in itertools.product(options.stages, options.arms, options.seeds)
-    ]
+    asked = itertools.product(options.stages, options.arms, options.seeds)
+    cells = [cell for each in asked if (cell := run_cell(*each, options, dataset)) is not None]
+    if not cells:
+        parser.error(f"--done: no such cell in {options.out}")
     named = [dataclasses.replace(report, name=f"{c['stage']}, {c['arm']}, seed {c['seed']}") for c, report in cells]
     print(table(named))
     titles = Catalogue.from_titles(dataset.titles, AutoTokenizer.from_pretrained(options.tokenizer))
