@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from .batches import MicroBatches
 
 
@@ -18,13 +20,15 @@ def trainer_arguments(batches: MicroBatches) -> dict[str, Any]:
     tokens of all processes and of all accumulated micro-batches. `eval_loss` is the trainer's own: the mean over
     batches of each batch's mean over tokens.
     """
+    copied = torch.accelerator.is_available()  # batches are, from pinned memory, while the device computes
     return {
         "per_device_train_batch_size": 1,
         "per_device_eval_batch_size": 1,
         "gradient_accumulation_steps": batches.accumulation,
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
-        "accelerator_config": {"split_batches": False, "dispatch_batches": False, "non_blocking": True},
+        "accelerator_config": {"split_batches": False, "dispatch_batches": False, "non_blocking": copied},
+        "dataloader_pin_memory": copied,
         "remove_unused_columns": False,
         "label_names": ["labels"],
         "prediction_loss_only": True,  # logits of packed batches have no common shape

@@ -278,7 +278,6 @@ def _arguments(recipe: Recipe, folder: Path, steps: int, *, evaluated: bool) -> 
         "bf16": recipe.bf16,
         "torch_compile": recipe.compile,
         "dataloader_num_workers": recipe.workers,
-        "dataloader_pin_memory": torch.accelerator.is_available(),
         "logging_steps": _steps(recipe.log_steps, steps),
         "eval_strategy": "steps" if evaluated else "no",
         "eval_steps": _steps(recipe.eval_steps, steps),
