@@ -43,30 +43,28 @@ _ORIGIN = ("time", "machine", "cpu", "torch", "commit", "threads")
 
 
 class Arm(NamedTuple):
-    """A way to train: `targets` of a pass, 1 for one prompt a target, and how many times the recipe's learning rate."""
+    """A way to train: `targets` of a pass, 1 for one prompt a target."""
 
     targets: int
     append_only: bool = True
-    rate: float = 1
 
 
 REFERENCE = "prompt"
 ARMS = {
     REFERENCE: Arm(1, append_only=False),
     "prompt, append-only": Arm(1),
+    "user, 4": Arm(4),
     "user, 16": Arm(16),
     "user, 64": Arm(64),
-    "user, 16, 1.5 times the rate": Arm(16, rate=1.5),
 }
 
 
 def recipe(stage: str, arm: Arm, seed: int) -> Recipe:
     """The tiny recipe, with what the arm changes."""
-    own = recipes.load("tiny", stage)
-    changes: dict[str, Any] = {"seed": seed, "by": "prompt", "learning_rate": own.learning_rate * arm.rate}
+    changes: dict[str, Any] = {"seed": seed, "by": "prompt"}
     if arm.targets > 1:
         changes |= {"by": "user", "targets_per_pass": arm.targets}
-    return own.override(changes | (APPEND_ONLY if arm.append_only else {}))
+    return recipes.load("tiny", stage).override(changes | (APPEND_ONLY if arm.append_only else {}))
 
 
 def trained(own: Recipe, stage: str, options: argparse.Namespace, out: Path) -> dict[str, Any]:
