@@ -109,7 +109,7 @@ def test_seeds_are_pooled_and_compared_with_the_reference(monkeypatch):
 def test_an_arm_changes_what_it_says():
     """The recipe's own keys are as in the tiny recipe."""
     made = {name: by_user.recipe("pft-s", arm, 1) for name, arm in by_user.ARMS.items()}
-    assert {name: (own.by, own.targets_per_pass for name, own in made.items()} == {
+    assert {name: (own.by, own.targets_per_pass) for name, own in made.items()} == {
         "prompt": ("prompt", None),
         "prompt, append-only": ("prompt", None),
         "user, 4": ("user", 4),
