@@ -66,13 +66,15 @@ class Dataset:
     def __repr__(self) -> str:
         return f"Dataset({len(self)} users, {len(self.titles)} items, {len(self.items)} interactions)"
 
-    def split(self, name: str, max_items: int | None = 100, min_position: int = 3) -> Samples:
+    def split(self, name: str, max_items: int | None = 100, min_position: int = 3, *, step: int = 1) -> Samples:
         """The samples of a split: for the target at position i, the history is `items[i - K:i]`.
 
         Args:
             name: "train", "val" or "test".
             max_items: K, the most items of a history; None keeps all.
             min_position: targets at earlier positions are skipped (the paper's 3); at least 1.
+            step: as of the `Packer` that gets the samples, which cannot know what was cut off: the oldest items leave
+                so many at a time, and K to K + step - 1 are kept.
 
         Returns:
             Samples, users in order, each user's oldest target first.
@@ -89,7 +91,8 @@ class Dataset:
         counts = np.maximum(last + 1 - first, 0)  # (U,) a user without targets has last == -1
         position = counting(first, counts)  # (S,) inside the user's sequence
         target = np.repeat(self.offsets[:-1], counts) + position  # (S,) inside items
-        lengths = np.minimum(position, min(longest, len(self.items)))
+        longest, step = min(longest, len(self.items)), min(at_least(step, 1, "step"), max(1, len(self.items)))
+        lengths = position - np.maximum(position - longest, 0) // step * step
         offsets = to_offsets(lengths)
         history = counting(target - lengths, lengths)
         return Samples((self.items[history], offsets), self.items[target])

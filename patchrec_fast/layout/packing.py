@@ -64,7 +64,8 @@ class Packer:
                 the same logits and gradients from fewer rows. Dropout, where a model has any, then falls on a
                 shared row for all prompts alike.
             step: the oldest items leave so many at a time: `max_items` to `max_items + step - 1` are kept, and the
-                beginning of a prompt stays while the history grows.
+                beginning of a prompt stays while the history grows. How many depends on how many there have been, so
+                histories come whole, or as `Dataset.split(..., step=step)` cuts them.
 
         Raises:
             ValueError: max_items < 1; step < 1, or more than 1 without max_items;

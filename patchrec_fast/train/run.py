@@ -171,7 +171,7 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
     shape = _micro_batch(recipe, world_size)
     most = targets_per_pass(recipe, stage, shape.get("sequences"))
     by = chosen_by(recipe, stage, packer, passes(dataset, "train", most))
-    samples = of_split(dataset, "train", max_items, most if by == "user" else None, recipe.limit_train)
+    samples = of_split(dataset, "train", packer, most if by == "user" else None, recipe.limit_train)
     if not count_samples(samples):
         raise ValueError(f"data: {run['data']} has no training samples: its split 'train' is empty")
     batches = MicroBatches(
@@ -185,7 +185,7 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
         steps=recipe.steps,
         seed=recipe.seed,
     )
-    wanted = of_split(dataset, "val", max_items, most if by == "user" else None, recipe.limit_val)
+    wanted = of_split(dataset, "val", packer, most if by == "user" else None, recipe.limit_val)
     validation = _validation(wanted, run, packer, stage, shape)
     arguments = TrainingArguments(
         **_arguments(recipe, folder, batches.optimizer_steps, evaluated=validation is not None),

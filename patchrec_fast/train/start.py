@@ -67,19 +67,17 @@ def chosen_by(recipe: Recipe, stage: Stage, packer: Packer, made: Passes) -> str
     return "user" if pays else "prompt"
 
 
-def of_split(
-    dataset: Dataset, split: str, max_items: int | None, most: int | None, limit: int | None
-) -> Samples | Passes:
+def of_split(dataset: Dataset, split: str, packer: Packer, most: int | None, limit: int | None) -> Samples | Passes:
     """What is learnt of a split, or `limit` targets of it.
 
     Args:
-        max_items: of a history.
+        packer: cuts histories; what it would not keep need not be held.
         most: targets of a pass; None for a prompt each.
     """
     if most is not None:
         made = passes(dataset, split, most)
         return made if limit is None else made.some(limit)
-    return some(dataset.split(split, max_items), limit)
+    return some(dataset.split(split, packer.max_items, step=packer.step), limit)
 
 
 def some(samples: Samples, limit: int | None) -> Samples:

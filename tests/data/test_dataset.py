@@ -48,12 +48,24 @@ def test_split(dataset, max_items, min_position):
     assert offsets.dtype == np.int64
 
 
+@given(datasets(), st.integers(1, 13), st.integers(1, 15))
+def test_the_oldest_items_leave_so_many_at_a_time(dataset, max_items, step):
+    (flat, offsets), _ = dataset.split("test", max_items, 1, step=step)
+    whole, _ = by_definition(dataset, "test", None, 1)
+    for cut, history in zip(np.split(flat, offsets[1:-1]), whole, strict=False):
+        kept = list(history)
+        while len(kept) - step >= max_items:
+            del kept[:step]
+        assert cut.tolist() == kept
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"name": "dev"}, r"name: expected one of \['test'\], got 'dev'"),
         ({"name": "test", "max_items": 0}, "max_items: expected at least 1, got 0"),
         ({"name": "test", "min_position": 0}, "min_position: expected at least 1, got 0"),
+        ({"name": "test", "step": 0}, "step: expected at least 1, got 0"),
     ],
 )
 def test_bad_requests(given, message):

@@ -16,6 +16,7 @@ from patchrec_fast.hf import attach
 from patchrec_fast.train import MicroBatches, passes, stage
 from patchrec_fast.train.by_user import Passes, share_of_rows
 from patchrec_fast.train.stages import Stage
+from patchrec_fast.train.start import of_split
 
 POLICIES = {"text": {}, "pft-i": {"keep": 2}, "pft-s": {"group": 2}}
 
@@ -183,6 +184,25 @@ def test_rows_are_never_exceeded_where_a_user_repeats_items(small, draw):
         least = int(re.search(r"alone has (\d+)", str(error.value))[1])
         batches = MicroBatches(*arguments, rows=least, seed=seed)
         assert batches[0]["position_ids"].shape[1] <= least
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_target_has_the_same_prompt_by_user_and_by_prompt(small, seed):
+    """Whatever is cut off, by whom: the packer cannot know how many items there have been."""
+    rng = np.random.default_rng(seed)
+    packer = copy.copy(small.packer)
+    packer.max_items, packer.step, packer.share = int(rng.integers(1, 12)), int(rng.integers(1, 9)), False
+    name = rng.choice([*POLICIES])
+    options = {"patch_step": int(rng.integers(1, 4))} if name == "pft-i" else {}
+    options |= {"anchor": rng.choice(["newest", "oldest"])} if name == "pft-s" else {}
+    packer.policy = stage(name, **POLICIES[name], **options).final
+    by_user = of_split(small.dataset, "train", packer, 4, None)
+    by_user = by_user.take(np.arange(len(by_user.user)))  # a sequence a pass
+    by_prompt = of_split(small.dataset, "train", packer, None, None)
+    expected = packer.pack_targets(by_user.sequences, by_user.first, by_user.last)
+    made = packer.pack(*by_prompt)
+    for name in ("ids", "cu_seqlens", "position_ids", "labels"):
+        assert torch.equal(getattr(made, name), getattr(expected, name)), name
 
 
 def test_one_step_is_that_of_the_prompts_alone(small):
