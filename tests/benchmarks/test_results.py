@@ -19,7 +19,7 @@ from benchmarks.harness import Timing
 
 ROOT = Path(__file__).parents[2]
 TIMED = sorted(path.stem for path in results.FOLDER.glob("*.csv") if "contestant" in path.read_text().split("\n", 1)[0])
-MEASURED = {"rounds", "contended", "ratio", "peak_mb", "gb_s", "ceiling_share", "reused_share"}
+MEASURED = {"rounds", "contended", "ratio", "peak_mb", "gb_s", "ceiling_share", "reused_share", "old_share"}
 MEASURED |= {"rows_per_s", "epoch_targets", "epoch_rows", "epoch_s", "floor_rows"}
 MEASURED |= {f"{name}_{unit}" for name in ("median", "p20", "p80") for unit in ("ms", "per_s")}
 
