@@ -130,10 +130,11 @@ def flops(model: Any, batch: PackedBatch) -> float:
     """Useful ones of a forward and a backward: every row through the layers, causal attention, supervised rows alone
     through the last MLP and the head."""
     config, layers, rows = model.config, model.model.layers, len(batch.position_ids)
-    assert batch.labels is not None
-    supervised = int((batch.labels >= 0).sum())
+    supervised = len(batch.model_inputs()["supervised_rows"])
     body, last = (sum(weight.numel() for weight in part.parameters()) for part in (layers, layers[-1].mlp))
-    queries, keys = batch.user_offsets.diff().double(), batch.model_inputs()["cu_seq_lens_k"].diff().double()
+    bounds = batch.cu_seqlens if batch.segments is None else batch.segments.cu_seqlens
+    queries = bounds.diff().double()
+    keys = queries + batch.position_ids[bounds[:-1]]  # a segment's positions go on from what it sees
     seen = float((keys**2 - (keys - queries) ** 2).sum())
     attention = 2 * config.num_hidden_layers * config.hidden_size * seen
     products = body * rows - last * (rows - supervised) + supervised * config.vocab_size * config.hidden_size
