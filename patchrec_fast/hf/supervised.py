@@ -25,7 +25,7 @@ from ..ops.cross_entropy import IGNORE, linear_cross_entropy
 from .modules import inner_of, keeps_forward, restore, serves
 
 LOSSES = ("auto", "dense", "chunked")
-# Logits of a call that "auto" leaves to transformers: 32 rows of Llama 3's vocabulary. Fewer are in the cache anyway.
+# Logits of a call that "auto" leaves to transformers: 32 rows of Llama 3's vocabulary.
 DENSE = 2**22
 # Whose forward is exactly decoder, `lm_head`, `loss_function`; the Gemmas' unless they cap the logits.
 FAMILIES = ("Gemma", "Gemma2", "Gemma3", "Llama", "Mistral", "Olmo2", "Phi3", "Qwen2", "Qwen3", "SmolLM3")

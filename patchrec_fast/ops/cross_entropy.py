@@ -90,18 +90,20 @@ def _forward(
     counts, target = _targets(labels, len(weight))
     row = torch.arange(len(hidden), device=hidden.device)
     own = torch.zeros(len(hidden), dtype=work.dtype, device=work.device)  # the label's logit
-    lse = []  # of each block
+    total = torch.zeros_like(own)  # of exp(logit - shift); the largest logit yet and, where that is finite, shift
+    largest, shift = torch.full_like(own, -torch.inf), torch.zeros_like(own)
     for words in blocks:
         size = words.stop - words.start
         out = kept[words, :rows] if keep else made[:size]
         logits = _logits(hidden, weight, bias, words, out)  # (v, N)
         inside, place = _inside(target, words)
         own += logits[place, row].masked_fill_(~inside, 0)
-        largest = logits.amax(0).to(work.dtype)
-        largest.masked_fill_(largest.isinf(), 0)
-        lse.append(torch.sub(logits, largest, out=work[:size]).exp_().sum(0).log_().add_(largest))
-    total = torch.stack(lse).logsumexp(0)
-    return (total - own).masked_fill_(~counts, 0), total, kept
+        before, largest = largest, torch.maximum(largest, logits.amax(0).to(work.dtype))
+        shift = largest.masked_fill(largest.isinf(), 0)
+        total *= (before - shift).exp_()
+        total += torch.sub(logits, shift, out=work[:size]).exp_().sum(0)
+    lse = total.log_().add_(shift)
+    return (lse - own).masked_fill_(~counts, 0), lse, kept
 
 
 def _backward(

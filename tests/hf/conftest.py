@@ -33,7 +33,7 @@ FAMILIES = {
     "qwen3": ("Qwen3", {}),
     "mistral": ("Mistral", {"sliding_window": WINDOW}),
     "gemma": ("Gemma", {}),
-    # Up to 5.22 transformers would choose sdpa, which does not cap.
+    # transformers 5.17 would choose sdpa, which does not cap.
     "gemma2": (
         "Gemma2",
         {
