@@ -23,7 +23,7 @@ from patchrec_fast.train import MicroBatches, Passes, Stage, passes, stage
 from . import harness, machine
 from .bench_train import GATE, MODELS
 from .conftest import Recorder, Settings
-from .floor import floor
+from .floor import EVERYONE, floor
 from .gate import WrongAnswer
 from .results import Row
 from .source import Source
@@ -33,7 +33,6 @@ CUT = "tiny, cut"  # the vocabulary, to the titles' tokens and the prompt's, as 
 ITEMS, ITEMS_STEP = 100, 50
 APPEND_ONLY: dict[str, Any] = {"patch_step": 5, "anchor": "oldest"}
 PROMPT = "one prompt a target"
-EVERYONE = 2**31 - 1  # targets of a pass that has all of a user's
 TOLERANCE = 1e-5  # of a loss in float32, the mean of a few hundred
 
 

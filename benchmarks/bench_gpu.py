@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import cells, gate, machine, results, tables
+from . import cells, machine, results, tables
 from .cells import Workload
 from .harness import Call, turn
 from .peers import OURS, Contestant, contestants, ours
@@ -106,11 +106,12 @@ def measure(work: Workload, mode: str) -> list[Row]:
 def works(peer: Contestant, work: Workload, mode: str) -> bool:
     """Whether a peer runs, and is right; why not is printed."""
     try:
-        gate.check(peer, work.batches[0], work.dtype)
+        cells.check(work, peer)
         with cells.gradients(work, mode):
             work.call(peer, mode)(0)
     except Exception as error:
         print(f"  {mode}, {peer.name} left out: {type(error).__name__}: {error}", flush=True)
+        torch.cuda.empty_cache()
         return False
     return True
 

@@ -96,13 +96,18 @@ def measure(
         gate.WrongAnswer: a contestant does not compute compress.
     """
     for contestant in contestants:
-        for dtype in dict.fromkeys((torch.float64, work.dtype)):
-            gate.check(contestant, work.batches[0], dtype)
+        check(work, contestant)
     calls = {each.name: work.call(each, mode) for each in contestants}
     ids, sizes = [batch.ids for batch in work.batches], [size.rows for size in work.sizes]
     calls[CEILING] = ceiling(work.tables, ids, sizes)
     with gradients(work, mode):
         return rows(harness.measure(calls, **rounds), work, mode)
+
+
+def check(work: Workload, contestant: Contestant) -> None:
+    """Raises gate.WrongAnswer where a contestant does not compute compress, in float64 or the workload's dtype."""
+    for dtype in dict.fromkeys((torch.float64, work.dtype)):
+        gate.check(contestant, work.batches[0], dtype)
 
 
 @contextmanager

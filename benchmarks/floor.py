@@ -10,6 +10,8 @@ from patchrec_fast.layout.units import units
 from patchrec_fast.ragged import Ragged, counting
 from patchrec_fast.train.by_user import Passes
 
+EVERYONE = 2**31 - 1  # targets of a pass that has all of a user's
+
 
 def floor(packer: Packer, runs: Passes) -> int:
     """The template's beginning once; of each run each distinct row of its histories once, whatever stands before it;

@@ -203,3 +203,18 @@ def test_useful_flops_are_those_that_torch_counts():
     lengths = batch.cu_seqlens.diff().double()
     attention = 3 * 2 * 2 * 32 * float((lengths**2).sum())  # causal: half of two products, forward and backward
     assert abs(bench_gpu_train.flops(model, batch) - attention - products) < 0.01 * products
+
+
+def test_useful_flops_of_prompts_that_share_rows():
+    """They have the fewer rows alone, and each row attends to as many as its position says."""
+    model = bench_train.Model(32, 2, 2).build()
+    text, data = bench_train.POLICIES["text"], source.synthetic(3.94)
+    made = [bench_train.batches(data, text, 2, 1, share=share)[0] for share in (False, True)]
+    pairs = [int((2 * batch.position_ids + 1).sum()) for batch in made]
+    rows = [len(batch.position_ids) for batch in made]
+    assert rows[1] < rows[0]
+    body = sum(weight.numel() for weight in model.model.layers.parameters())
+    last = sum(weight.numel() for weight in model.model.layers[-1].mlp.parameters())
+    fewer = 3 * (2 * (body - last) * (rows[0] - rows[1]) + 2 * 2 * 32 * (pairs[0] - pairs[1]))
+    both = [bench_gpu_train.flops(model, batch) for batch in made]
+    assert both[0] - both[1] == pytest.approx(fewer, rel=1e-9)
