@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import pages
+from .log_sum_exp import log_sum_exp
 from .schemas import LIBRARY
 
 IGNORE = -100
@@ -85,12 +86,14 @@ def _forward(
     rows = len(hidden)
     kept = _empty(len(weight) if keep else 0, _aligned(hidden), hidden)
     kept[:, rows:] = 0  # nobody reads it, but an operator's output is the same each time
-    blocks = _blocks(hidden, len(weight), block)
-    made, work = _buffers(blocks, hidden)
+    blocks, on_cpu = _blocks(hidden, len(weight), block), hidden.device.type == "cpu"
+    made = _buffer(blocks, hidden, hidden.dtype)
+    work = _buffer(blocks if on_cpu else [slice(0, 0)], hidden, _wide(hidden))
     counts, target = _targets(labels, len(weight))
     row = torch.arange(len(hidden), device=hidden.device)
     own = torch.zeros(len(hidden), dtype=work.dtype, device=work.device)  # the label's logit
-    total = torch.zeros_like(own)  # of exp(logit - shift); the largest logit yet and, where that is finite, shift
+    total = torch.zeros_like(own)  # of exp(logit - shift); the largest logit yet (on a GPU, the largest log-sum-exp of
+    # a block), and shift, it where it is finite
     largest, shift = torch.full_like(own, -torch.inf), torch.zeros_like(own)
     for words in blocks:
         size = words.stop - words.start
@@ -98,10 +101,11 @@ def _forward(
         logits = _logits(hidden, weight, bias, words, out)  # (v, N)
         inside, place = _inside(target, words)
         own += logits[place, row].masked_fill_(~inside, 0)
-        before, largest = largest, torch.maximum(largest, logits.amax(0).to(work.dtype))
+        peak = logits.amax(0).to(work.dtype) if on_cpu else log_sum_exp(logits.mT)
+        before, largest = largest, torch.maximum(largest, peak)
         shift = largest.masked_fill(largest.isinf(), 0)
         total *= (before - shift).exp_()
-        total += torch.sub(logits, shift, out=work[:size]).exp_().sum(0)
+        total += torch.sub(logits, shift, out=work[:size]).exp_().sum(0) if on_cpu else (peak - shift).exp_()
     lse = total.log_().add_(shift)
     return (lse - own).masked_fill_(~counts, 0), lse, kept
 
@@ -122,7 +126,7 @@ def _backward(
     dweight = weight.new_empty(weight.shape if wanted[1] else 0)
     dbias = weight.new_empty(len(weight) if wanted[2] else 0)
     blocks = _blocks(hidden, len(weight), block)
-    made, work = _buffers(blocks, hidden)
+    made, work = (_buffer(blocks, hidden, dtype) for dtype in (hidden.dtype, _wide(hidden)))
     counts, target = _targets(labels, len(weight))
     grad = grad.masked_fill(~counts, 0)
     row = torch.arange(len(hidden), device=hidden.device)
@@ -181,11 +185,10 @@ def _blocks(hidden: Tensor, words: int, block: int | None) -> list[slice]:
     return [slice(start, min(start + size, words)) for start in range(0, words, size)]
 
 
-def _buffers(blocks: list[slice], hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """(v, N) of hidden's dtype and (v, N) to sum in, for one block after another: allocated anew for each, their pages
-    would take a CPU as long to map as the products that fill them."""
-    shape, rows = (blocks[0].stop, _aligned(hidden)), len(hidden)
-    return hidden.new_empty(shape)[:, :rows], hidden.new_empty(shape, dtype=_wide(hidden))[:, :rows]
+def _buffer(blocks: list[slice], hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """(v, N) for one block after another: allocated anew for each, its pages would take a CPU as long to map as the
+    products that fill them."""
+    return hidden.new_empty((blocks[0].stop, _aligned(hidden)), dtype=dtype)[:, : len(hidden)]
 
 
 def _aligned(hidden: Tensor) -> int:

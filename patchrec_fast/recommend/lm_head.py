@@ -21,8 +21,11 @@ from torch.nn import functional as F
 
 from ..hf.modules import keeps_forward, serves
 from ..hf.supervised import head_forward
+from ..ops.log_sum_exp import finished, log_sum_exp
 
 _CHUNK = 1 << 24  # logits at once: 64 MiB of float32
+_GPU_CHUNK = 1 << 26  # on a GPU, where only their sum is wanted: 523 rows of Llama 3's vocabulary, 128 MiB of bfloat16
+_ALIGN = 8  # logits to a row's multiple: products want rows that begin at 16 bytes, whatever V is
 _BLOCK = 4096  # tokens at once on a CPU, where only a sum over all is wanted
 _taken: ContextVar[list[Tensor] | None] = ContextVar("taken", default=None)  # what lifted calls of this thread keep
 
@@ -106,21 +109,20 @@ class LMHead:
             return torch.cat([logits.logsumexp(1) for logits in self.logits(hidden)])
         weight, bias = self._module.weight, self._module.bias
         hidden = hidden.to(weight.dtype)
-        # Of a block of tokens each: on a CPU the logits stay in the cache, 1.9 times faster for 160 rows.
-        size = _BLOCK if hidden.device.type == "cpu" else max(1, _CHUNK // max(1, len(hidden)))
+        if hidden.device.type != "cpu":
+            logits = (_aligned_linear(rows, weight, bias) for rows in hidden.split(max(1, _GPU_CHUNK // self.size)))
+            return torch.cat([log_sum_exp(each, scale=self._scale, softcap=self._cap) for each in logits])
+        # Of a block of tokens each: the logits stay in the cache, 1.9 times faster for 160 rows.
         parts = []
-        for first in range(0, len(weight), size):
-            block = slice(first, first + size)
+        for first in range(0, len(weight), _BLOCK):
+            block = slice(first, first + _BLOCK)
             logits = F.linear(hidden, weight[block], None if bias is None else bias[block])
             parts.append(self._finished(logits).logsumexp(1))
         return torch.stack(parts).logsumexp(0)
 
     def _finished(self, logits: Tensor) -> Tensor:
         """The model's own logits, float32."""
-        logits = logits.float()
-        if self._scale != 1:
-            logits = logits * self._scale
-        return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
+        return finished(logits, self._scale, self._cap)
 
     def subset(self, tokens: Tensor) -> LMHead:
         """A head of these tokens alone, (U,); one that is not a plain linear layer computes all and selects."""
@@ -148,6 +150,13 @@ class LMHead:
             total, mine = (weight.sum(0, dtype=torch.float32) for weight in (self._module.weight, self._weight))
             self._mean = (total - mine) * (self._scale / self._others)
         return hidden.float() @ self._mean + math.log(self._others)
+
+
+def _aligned_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` whose rows begin at 16 bytes, (n, V); not differentiable."""
+    size = len(weight)
+    out = hidden.new_empty(len(hidden), -(-size // _ALIGN) * _ALIGN)[:, :size]
+    return torch.mm(hidden, weight.mT, out=out) if bias is None else torch.addmm(bias, hidden, weight.mT, out=out)
 
 
 def _called(module: nn.Module, hidden: Tensor) -> Tensor:
