@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ops.attention.segments import Segments
+from ..ops.transfer import together
 
 if TYPE_CHECKING:
     from ..ops.compress import Plan
@@ -206,8 +207,16 @@ class PackedBatch:
         return replace(self, labels=labels, supervised_rows=before, targets=targets, **cast(Any, whole))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
-        """A copy on `device`; the host does not wait with `non_blocking` from pinned memory."""
-        return self._map(lambda part: part.to(device, non_blocking=non_blocking))
+        """A copy on `device`: from host memory to a GPU in one copy, for which the host does not wait."""
+        parts: list[Tensor] = []
+
+        def listed(part: Tensor) -> Tensor:
+            parts.append(part)
+            return part
+
+        self._map(listed)
+        moved = iter(together(parts, device, non_blocking))
+        return self._map(lambda part: next(moved))
 
     def pin_memory(self) -> PackedBatch:
         """A copy in page-locked memory, as `DataLoader(pin_memory=True)` makes it.
@@ -217,8 +226,9 @@ class PackedBatch:
         """
         return self._map(lambda part: part.pin_memory())
 
-    def _map(self, move: Callable[[Any], Any]) -> PackedBatch:
-        names = "labels", "plan", "parent", "visible", "leaves", "supervised_rows", "targets"
+    def _map(self, move: Callable[[Tensor], Tensor]) -> PackedBatch:
+        """A copy of moved tensors, each moved once and always in the same order."""
+        names = "labels", "parent", "visible", "leaves", "supervised_rows", "targets"
         rest = ((name, getattr(self, name)) for name in names)
         return replace(
             self,
@@ -227,6 +237,7 @@ class PackedBatch:
             cu_seqlens=move(self._bounds),
             max_seqlen=self.most_rows,
             position_ids=move(self.position_ids),
+            plan=None if self.plan is None else self.plan.map(move),
             **{name: cast(Any, None if part is None else move(part)) for name, part in rest},
         )
 

@@ -25,12 +25,13 @@ from ..hf.kv_cache import Entry, KeyValues, KVCache
 from ..layout import PackedBatch, Packer
 from ..layout.rows import PromptRows, prompt_rows, without
 from ..ops.backends import why_not
+from ..ops.transfer import together
 from ..ragged import Ragged
 from .lm_head import LMHead
 from .modes import Autocast, called, ready
 from .scorer import NORMALIZE, Normalize, TokenScorer, closed_nodes
 from .search.beam import BeamConfig
-from .search.cuda_graph import CudaGraph
+from .search.cuda_graph import CudaGraphs
 from .search.static_beam import StaticBeamSearch
 from .state import DecodeState, PromptState
 from .trie import Trie
@@ -225,9 +226,10 @@ class Run:
             had = (0, 0, 0) if self._static is None else self._static.cache.capacity
             users, rows, longest = map(max, needed, had)
             self._static = None  # its memory, before there is another's
-            cache = StaticCache(users, rows, longest, users * config.beams * (self._trie.depth - 1), self._device)
-            step = CudaGraph(self._device, required=self._graphs_required)
-            self._static = StaticBeamSearch(self._forward, self._head, self._trie, self._scorer, config, cache, step)
+            tree_rows = StaticBeamSearch.tree_rows(self._trie, users, config.beams)
+            cache = StaticCache(users, rows, longest, tree_rows, self._device)
+            graphs = CudaGraphs(self._device, required=self._graphs_required)
+            self._static = StaticBeamSearch(self._forward, self._head, self._trie, self._scorer, config, cache, graphs)
         return self._static
 
     def _make_closable(self, users: int) -> None:
@@ -243,9 +245,9 @@ class Run:
         user = np.repeat(np.arange(batch.number), np.diff(batch.histories.offsets))
         seen = np.unique(np.stack([user, batch.histories.values]), axis=1)  # an item watched twice is one
         pair, count = np.unique(np.stack([seen[0], self._host_trie.leaf_of(seen[1])]), axis=1, return_counts=True)
-        user, leaf = torch.from_numpy(pair).to(self._device)
+        (user, leaf), closed = together([torch.from_numpy(pair), torch.from_numpy(count)], self._device)
         everything = self._trie.item_first[leaf + 1] - self._trie.item_first[leaf]
-        seen_all = torch.from_numpy(count).to(self._device) == everything
+        seen_all = closed == everything
         self._scorer.closed[: batch.number] = closed_nodes(self._trie, batch.number, user[seen_all], leaf[seen_all])
 
     @contextmanager

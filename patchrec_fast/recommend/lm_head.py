@@ -110,8 +110,8 @@ class LMHead:
         weight, bias = self._module.weight, self._module.bias
         hidden = hidden.to(weight.dtype)
         if hidden.device.type != "cpu":
-            logits = (_aligned_linear(rows, weight, bias) for rows in hidden.split(max(1, _GPU_CHUNK // self.size)))
-            return torch.cat([log_sum_exp(each, scale=self._scale, softcap=self._cap) for each in logits])
+            made = (_aligned_linear(rows, weight, bias) for rows in hidden.split(max(1, _GPU_CHUNK // self.size)))
+            return torch.cat([log_sum_exp(logits, scale=self._scale, softcap=self._cap) for logits in made])
         # Of a block of tokens each: the logits stay in the cache, 1.9 times faster for 160 rows.
         parts = []
         for first in range(0, len(weight), _BLOCK):

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..hf.decode_cache import Chain, DynamicCache, Rows
 from ..layout import PackedBatch
+from ..ops.transfer import together
 from .lm_head import LMHead
 from .paths import Paths, appended
 from .scorer import Children, TokenScorer
@@ -34,6 +35,7 @@ class PromptState:
         cache, scorer: as given.
         lengths: (B,) int64 rows of each prompt, those that are not in the batch included; on the model's device.
         rows: of the prompts, those that one user read for the others counted for each.
+        hidden: (B, d) of the prompts' last rows, and then of each node that was read.
         num_scored: (B,) int64, how many nodes' children have been scored.
     """
 
@@ -55,13 +57,14 @@ class PromptState:
         device = trie.token.device
         self.trie, self.users = trie, len(batch)
         self._model, self._head, self.cache, self.scorer = model, head, cache, scorer
-        self.lengths, self.rows = torch.tensor(cache.lengths).to(device), sum(cache.lengths)
-        last = (batch.user_offsets[1:].long() - 1).to(device)
+        ends = batch.user_offsets[1:].long() - 1
+        self.lengths, last = together([torch.tensor(cache.lengths), ends], device)
+        self.rows = sum(cache.lengths)
         inputs = {"max_id": int(batch.ids.max()), **batch.to(device).model_inputs()}
         inputs["cu_seq_lens_k"] = cache.cu_seqlens[: self.users + 1]
         inputs["max_length_k"] = max(cache.lengths)
         inputs["longest"] = inputs["max_length_k"] + trie.depth - 1
-        self._hidden = last_hidden(model, head, cache, **inputs, logits_to_keep=last)  # (B, d), and each node read
+        self.hidden = last_hidden(model, head, cache, **inputs, logits_to_keep=last)
         self.num_scored = torch.zeros(self.users, dtype=torch.int64, device=device)
 
     def children(self, user: Tensor, node: Tensor, row: Tensor) -> Children:
@@ -73,16 +76,16 @@ class PromptState:
             row: (n,) int64, the node's row; a user's own number for the root.
         """
         self.num_scored += torch.bincount(user, minlength=self.users)
-        return self.scorer.children(self._hidden[row], user, node)
+        return self.scorer.children(self.hidden[row], user, node)
 
     def bounds(self, user: Tensor, node: Tensor, row: Tensor) -> tuple[Children, Tensor | None]:
         """The same with `TokenScorer.bounds`."""
         self.num_scored += torch.bincount(user, minlength=self.users)
-        return self.scorer.bounds(self._hidden[row], user, node)
+        return self.scorer.bounds(self.hidden[row], user, node)
 
     def total(self, row: Tensor) -> Tensor:
         """(n,) float32: the log-sum-exp over the vocabulary of each row."""
-        return self.scorer.total(self._hidden[row])
+        return self.scorer.total(self.hidden[row])
 
 
 class DecodeState(PromptState):
@@ -139,18 +142,25 @@ class DecodeState(PromptState):
             paths = self._paths.of(torch.arange(first, first + len(owner), device=owner.device), int(depth.max()))
             counts = torch.bincount(mine, minlength=self.users)
             self.cache.begin(Rows(paths, F.pad(counts.cumsum(0), (1, 0)).int(), int(counts.max())))
-        tokens, positions = self._tokens_down(node, owner, step), self.lengths[mine] + depth - 1
+        tokens = tokens_down(self.trie, node, owner, step, int(step.max()) + 1)
+        positions = self.lengths[mine] + depth - 1
         hidden = read_nodes(self._model, self._head, self.cache, tokens, positions)
         self.cache.end()
-        self._hidden = appended(self._hidden, first, hidden)
+        self.hidden = appended(self.hidden, first, hidden)
         return row
 
-    def _tokens_down(self, node: Tensor, owner: Tensor, step: Tensor) -> Tensor:
-        """(m,) the token `step` places down the chain of each."""
-        nodes = [node]
-        for _ in range(int(step.max())):
-            nodes.append(self.trie.first[nodes[-1]].clamp(max=len(self.trie) - 1))  # past a chain's end: not picked
-        return self.trie.token[torch.stack(nodes)[step, owner]]
+
+def tokens_down(trie: Trie, node: Tensor, owner: Tensor, step: Tensor, longest: int) -> Tensor:
+    """(m,) the token `step` places down the chain of `node[owner]`.
+
+    Args:
+        node: (n,) int64.
+        owner, step: (m,) int64; each step below `longest`.
+    """
+    nodes = [node]
+    for _ in range(longest - 1):
+        nodes.append(trie.first[nodes[-1]].clamp(max=len(trie) - 1))  # past a chain's end: not picked
+    return trie.token[torch.stack(nodes)[step, owner]]
 
 
 def last_hidden(model: Any, head: LMHead, cache: DynamicCache, **inputs: Any) -> Tensor:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps of one shape give what `beam` gives, ask nothing of the host, and can be replayed as they were recorded.
+"""Calls of few shapes give what `beam` gives, ask nothing of the host, and can be replayed as they were recorded.
 
-No GPU is needed: what a CUDA graph holds is the launches of one step over the addresses of that step, and so is a
-trace of the operators that one step calls.
+No GPU is needed: what a CUDA graph holds is the launches of one call over the addresses of that call, and so is a
+trace of the operators that one call calls.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from patchrec_fast.hf import decode_cache
 from patchrec_fast.ops.attention.tree_reference import tree_attention
 from patchrec_fast.recommend import engine
 from patchrec_fast.recommend.search import cuda_graph
+from patchrec_fast.recommend.search.static_beam import rounded
 from tests.recommend.test_beam import FAMILIES, SETTINGS
 
 aten = torch.ops.aten
@@ -121,17 +122,17 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("options", [{}, {"normalize": "children", "length_penalty": 1.0, "exclude_seen": True}])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_a_step_waits_for_nobody(unchecked, monkeypatch, make_model, packer, histories, family, options):
+def test_a_call_waits_for_nobody(unchecked, monkeypatch, make_model, packer, histories, family, options):
     watched = []
 
     def call(self, function):
         with Waits():
             function()
-        watched.append(function)
+        watched.append(function.func.__name__)
 
     monkeypatch.setattr(cuda_graph.CudaGraph, "__call__", call)
     both(monkeypatch, pf.Recommender(make_model(family), packer), histories, k=5, **options)
-    assert watched
+    assert set(watched) == {"_read", "_choose"}
 
 
 @pytest.mark.parametrize("wait", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.nonzero()])
@@ -141,9 +142,9 @@ def test_waiting_is_seen(wait):
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gemma3"])
-def test_a_recorded_step_serves_all_steps(unchecked, monkeypatch, make_model, packer, histories, family):
-    """The operators of the second step alone, over and over, for batches of other lengths too."""
-    traces = []
+def test_a_recorded_call_serves_all_of_its_size(unchecked, monkeypatch, make_model, packer, histories, family):
+    """The operators of the second of a size alone, over and over, for batches of other lengths too."""
+    traces, replays = [], []
 
     def call(self, function):
         self._runs += 1
@@ -151,7 +152,9 @@ def test_a_recorded_step_serves_all_steps(unchecked, monkeypatch, make_model, pa
             return function()
         if self._graph is None:
             self._graph = recorded(function)
-            traces.append(self._graph)
+            traces.append(function.func.__name__)
+        else:
+            replays.append(function.func.__name__)
         return self._graph()
 
     monkeypatch.setattr(cuda_graph.CudaGraph, "__call__", call)
@@ -159,7 +162,7 @@ def test_a_recorded_step_serves_all_steps(unchecked, monkeypatch, make_model, pa
     options = {"k": 5, "batch_size": 2, "exclude_seen": True}
     grown, fixed = both(monkeypatch, rec, histories[::-1] + histories[1:], **options)
     assert_same(grown, fixed)
-    assert 0 < len(traces) < 5  # batches
+    assert set(traces) == set(replays) == {"_read", "_choose"}
 
 
 def recorded(function):
@@ -169,7 +172,7 @@ def recorded(function):
         function()
         return torch.zeros(())
 
-    changed = changing(function.__self__)
+    changed = changing(function.func.__self__)
     before = copy.deepcopy(changed)
     trace = make_fx(step)()
     for tensor, old in zip(changed, before, strict=True):
@@ -180,7 +183,7 @@ def recorded(function):
 def changing(search):
     """The tensors that a step changes."""
     trees = itertools.chain(*search.cache._tree.layers.values())
-    held = [*vars(search).values(), *vars(search.cache).values(), *search._done, *search._rows, *trees]
+    held = [*vars(search).values(), *vars(search.cache).values(), *search._done, *trees]
     return [value for value in held if isinstance(value, torch.Tensor)]
 
 
@@ -201,21 +204,20 @@ def test_what_is_asked_of_cuda(monkeypatch, works, required):
             calls.append("replay")
 
     @contextlib.contextmanager
-    def capture(graph, stream, capture_error_mode):
+    def capture(graph, pool, stream, capture_error_mode):
         calls.append("capture")
         current.append(stream)
         yield
         if not works:
             raise RuntimeError("operation not permitted when stream is capturing")  # and the stream stays, as torch's
 
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
     current = [before := Stream()]
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
     monkeypatch.setattr(torch.cuda, "set_stream", current.append)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    replayed = cuda_graph.CudaGraph(torch.device("cuda"), required)
+    replayed = cuda_graph.CudaGraph(Stream(), None, required)
     function = lambda: calls.append("run")  # noqa: E731 - one expression
     for _ in range(2):
         replayed(function)
@@ -241,14 +243,14 @@ def test_no_memory_for_a_capture(monkeypatch):
     """Is for who halves the batch, and no reason to go on without."""
 
     @contextlib.contextmanager
-    def capture(graph, stream, capture_error_mode):
+    def capture(graph, pool, stream, capture_error_mode):
         raise torch.OutOfMemoryError("CUDA out of memory")
         yield
 
-    for name in ("Stream", "current_stream", "set_stream", "stream", "CUDAGraph"):
+    for name in ("current_stream", "set_stream", "stream", "CUDAGraph"):
         monkeypatch.setattr(torch.cuda, name, lambda *args: SimpleNamespace(device=None))
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    replayed = cuda_graph.CudaGraph(torch.device("cuda"))
+    replayed = cuda_graph.CudaGraph(SimpleNamespace(device=None))
     monkeypatch.setattr(replayed, "_aside", lambda *args: None)
     for _ in range(2):
         replayed(lambda: None)
@@ -256,39 +258,26 @@ def test_no_memory_for_a_capture(monkeypatch):
         replayed(lambda: None)
 
 
-def test_the_flag_is_heard_one_run_late(monkeypatch):
-    waited = itertools.count()
+@pytest.mark.parametrize("seed", range(5))
+def test_beams_that_come_and_go(monkeypatch, make_model, sample, histories, seed):
+    """Random catalogues: short chains and long ones, beams that die within them; widths up to all titles."""
+    rng = np.random.default_rng(seed)
+    words = [sample.dataset.titles[item] for item in sorted(sample.dataset.titles)[:12]]
+    titles = {n: " ".join(rng.choice(words, rng.integers(1, 4))) for n in range(1, 30)}
+    catalogue = pf.Catalogue.from_titles(titles, sample.tokenizer)
+    rec = pf.Recommender(make_model(), pf.Packer(catalogue, sample.prompt, pf.Text()))
+    some = [rng.integers(1, 30, rng.integers(1, 5)).tolist() for _ in range(5)]
+    monkeypatch.setattr("patchrec_fast.recommend.engine._SMALL", 10**6)
+    for beams in (1, 4, 29):
+        options = {"k": min(beams, 4), "beams": beams, "length_penalty": float(seed % 2)}
+        assert_same(*both(monkeypatch, rec, some, batch_size=3, **options))
 
-    class Flag:
-        device = torch.device("cuda")
-        value = True
 
-    class Copy:
-        def copy_(self, flag, non_blocking):
-            assert non_blocking
-            self.value = flag.value
-
-        def __bool__(self):
-            return self.value
-
-    class Event:
-        def record(self, stream):
-            pass
-
-        def synchronize(self):
-            next(waited)
-
-    monkeypatch.setattr(torch, "empty", lambda *args, **options: Copy())
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    flag = Flag()
-    lagged = cuda_graph.LaggedFlag(flag)
-    said = [lagged.previous()]
-    for value in (False, True):
-        flag.value = value
-        said.append(lagged.previous())
-    assert said == [True, True, False]
-    assert next(waited) == 2
+def test_sizes_are_few_and_large_enough():
+    for count in range(1, 5000):
+        size = rounded(count)
+        assert count <= size <= max(16, count * 3 // 2)
+    assert len({rounded(count) for count in range(1, 5000)}) == 18
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU serves")

@@ -13,7 +13,7 @@ already is (no wait for the device, sizes fixed by shapes: it can be captured in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, cast
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..memory import in_memory
+from ..transfer import together
 
 CHUNK = 128
 """Most tokens one program sums in the gradient. Under Zipf's law the commonest of 100,000 ids has
@@ -93,14 +94,17 @@ class Plan:
         return cls(*tensors)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Plan:
-        """This plan on `device`."""
-        moved = [tensor.to(device, non_blocking=non_blocking) for tensor in self.tensors()]
-        return replace(Plan.from_tensors(moved), max_id=self.max_id)
+        """This plan on `device`: from host memory to a GPU in one copy, for which the host does not wait."""
+        moved = iter(together(self.tensors(), device, non_blocking))
+        return self.map(lambda tensor: next(moved))
 
     def pin_memory(self) -> Plan:
-        """This plan in page-locked memory, from where `to(device, non_blocking=True)` is async."""
-        pinned = [tensor.pin_memory() for tensor in self.tensors()]
-        return replace(Plan.from_tensors(pinned), max_id=self.max_id)
+        """This plan in page-locked memory."""
+        return self.map(lambda tensor: tensor.pin_memory())
+
+    def map(self, move: Callable[[Tensor], Tensor]) -> Plan:
+        """A plan of moved tensors, in the order of `tensors`."""
+        return replace(Plan.from_tensors([move(tensor) for tensor in self.tensors()]), max_id=self.max_id)
 
 
 def make_plan(ids: Any, offsets: Any) -> Plan:

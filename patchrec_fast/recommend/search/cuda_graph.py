@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A function that does the same launches each time, as a CUDA graph; and what it says, heard without waiting for it."""
+"""Functions that do the same launches each time, as CUDA graphs."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
-from torch import Tensor
 
 _WARM = 2  # runs before the capture: kernels are compiled and chosen, workspaces allocated
 
@@ -19,13 +19,15 @@ class CudaGraph:
     another device it runs as it is.
     """
 
-    def __init__(self, device: torch.device, required: bool = False) -> None:
+    def __init__(self, stream: torch.cuda.Stream | None, pool: Any = None, required: bool = False) -> None:
         """Set up.
 
         Args:
+            stream: of runs that are no replays, and of the capture; None where there is no CUDA.
+            pool: of the memory that the graph takes; others of the same pool may write over what it leaves there.
             required: what cannot be captured raises; else it runs as it is, with a warning.
         """
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream, self._pool = stream, pool
         self._required, self._runs = required, 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -46,7 +48,7 @@ class CudaGraph:
         graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(stream.device)
         try:
             # What other threads do (a server's, a loader that pins memory) is no part of it and no error.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
                 function()
         except torch.OutOfMemoryError:
             raise
@@ -68,24 +70,17 @@ class CudaGraph:
         here.wait_stream(stream)
 
 
-class LaggedFlag:
-    """Whether a flag was set, one run late: the device has a run in its queue while the host waits for the last."""
+class CudaGraphs(dict[Hashable, CudaGraph]):
+    """A graph for each of several functions that run one after another: all in one pool of memory."""
 
-    def __init__(self, flag: Tensor) -> None:
-        """Set up; `flag` is () bool, written anew by each run."""
-        self._flag = flag
-        self._last: tuple[Tensor, torch.cuda.Event] | None = None
+    def __init__(self, device: torch.device, required: bool = False) -> None:
+        """Set up, empty; `required` as of `CudaGraph`."""
+        super().__init__()
+        on_cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if on_cuda else None
+        self._pool, self._required = torch.cuda.graph_pool_handle() if on_cuda else None, required
 
-    def previous(self) -> bool:
-        """After each run: what the flag was after the run before it, True after the first. On a CPU, what it is."""
-        if self._flag.device.type != "cuda":
-            return bool(self._flag)
-        last = self._last
-        copy, event = torch.empty((), dtype=torch.bool, pin_memory=True), torch.cuda.Event()
-        copy.copy_(self._flag, non_blocking=True)
-        event.record(torch.cuda.current_stream(self._flag.device))
-        self._last = copy, event
-        if last is None:
-            return True
-        last[1].synchronize()
-        return bool(last[0])
+    def __missing__(self, key: Hashable) -> CudaGraph:
+        """A new one, for a function that has not run."""
+        self[key] = CudaGraph(self._stream, self._pool, self._required)
+        return self[key]
