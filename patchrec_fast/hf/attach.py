@@ -93,9 +93,9 @@ def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Att
 
     Args:
         model: a causal language model of transformers, or a PEFT model around one.
-        attention: "auto" takes the fastest kernel that serves each call; "varlen", "fa2" or "masked" that kernel
-            (`patchrec_fast.hf.attention`) or an error; any other name is transformers' own implementation, such
-            as "sdpa", "eager" or "flash_attention_2".
+        attention: "auto" takes the fastest kernel that serves each call; "varlen", "fa2", "flex" or "masked" that
+            kernel (`patchrec_fast.hf.attention`) or an error; any other name is transformers' own implementation,
+            such as "sdpa", "eager" or "flash_attention_2".
         loss: "dense" leaves the loss to transformers, whose output has the (N, V) logits of the supervised rows;
             "chunked" works on a block of them at a time and gives none (`patchrec_fast.hf.supervised`), or raises;
             "auto" does so where they are more than 2^22 and the model allows it. A call whose loss is another's, such

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attention implementation `patchrec_varlen` of transformers: causal attention within each packed sequence.
 
-A call that carries `cu_seq_lens_q` is packed and goes to one of three kernels; any other call goes to transformers'
+A call that carries `cu_seq_lens_q` is packed and goes to one of four kernels; any other call goes to transformers'
 own sdpa with the mask that sdpa would get. Kernels, by preference:
 
 - `varlen`: memory linear in rows. CUDA: torch's `varlen_attn`, which follows `activate_flash_attention_impl("FA3")`.
   CPU: torch's flash kernel one sequence at a time, as one operator that a compiler sees as a whole.
 - `fa2`: the flash-attn package, which has dropout and soft-capping.
+- `flex`: FlexAttention on CUDA, compiled once: float32, soft-capping, values of another width; not for kept keys.
 - `masked`: any device and dtype, with an (R, S) mask of all keys: sdpa, or plain PyTorch where logits are soft-capped.
 
 The implementation's name stands for the first that can serve; `patchrec_varlen.<kernel>` serves or raises. The
@@ -22,13 +23,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.weak import WeakIdKeyDictionary
 
-from ..ops.attention import segment_attention
+from ..ops.attention import Segments, flex, segment_attention
 from ..ops.attention.varlen import varlen_attention
 from .masks import NAME, check_mask, is_ours, unpacked_mask, watched
 
-KERNELS = ("varlen", "fa2", "masked")
-_SEGMENT_IMPLS = {"auto": "auto", "masked": "reference"}
+KERNELS = ("varlen", "fa2", "flex", "masked")
+_SEGMENT_IMPLS = {"auto": "auto", "flex": "flex", "masked": "reference"}
+_forests = WeakIdKeyDictionary()  # cu_seqlens -> its version, and its Segments
 
 
 def register() -> None:
@@ -229,7 +232,11 @@ def packed_attention(
         widths=(query.shape[-1], value.shape[-1]),
         dropout=drops,
         softcap=softcap is not None,
+        kept=cu_seqlens_k is not cu_seqlens,
     )
+    if chosen == "flex":
+        segments = _forest(cu_seqlens, query.shape[0])
+        return segment_attention(query, key, value, segments, scale=scale, window=window, softcap=softcap, impl="flex")
     if chosen == "masked":
         allowed = _within_segments(cu_seqlens, cu_seqlens_k, query.shape[0], key.shape[0], window)  # (R, S)
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
@@ -276,11 +283,12 @@ def choose(
     widths: tuple[int, int] = (64, 64),
     dropout: bool = False,
     softcap: bool = False,
+    kept: bool = False,
 ) -> str:
     """The kernel that serves; RuntimeError where the one asked for cannot."""
     reason = None
     for each in KERNELS if kernel == "auto" else (kernel,):  # "masked", the last, always serves
-        reason = why_not(each, device_type, dtype, widths=widths, dropout=dropout, softcap=softcap)
+        reason = why_not(each, device_type, dtype, widths=widths, dropout=dropout, softcap=softcap, kept=kept)
         if reason is None:
             return each
     raise RuntimeError(f"attention={kernel!r} cannot serve this call: {reason}")
@@ -294,17 +302,25 @@ def why_not(
     widths: tuple[int, int] = (64, 64),
     dropout: bool = False,
     softcap: bool = False,
+    kept: bool = False,
 ) -> str | None:
     """None where the kernel can serve such a call, else the reason in one line.
 
     Args:
         widths: of a head of queries and keys, and of values.
         dropout, softcap: whether the call has them.
+        kept: whether it has more keys than queries.
     """
     if kernel == "masked":
         return None
     if kernel not in KERNELS:
         raise ValueError(f"attention must be one of {', '.join(map(repr, KERNELS))}, got {kernel!r}")
+    if kernel == "flex":
+        if dropout:
+            return "it has no dropout of attention weights; set the model's attention_dropout to 0"
+        if kept:
+            return "it takes as many keys as queries, and this call has keys that were kept; use 'masked'"
+        return flex.why_not(device_type, dtype, widths)
     absent = _absent(kernel, device_type)
     if absent is not None:
         return absent
@@ -313,7 +329,7 @@ def why_not(
     if kernel == "varlen" and dropout:
         return "it has no dropout of attention weights; set the model's attention_dropout to 0"
     if kernel == "varlen" and softcap:
-        return "it does not cap logits, as this model does; use 'fa2' or 'masked'"
+        return "it does not cap logits, as this model does; use 'fa2', 'flex' or 'masked'"
     if device_type == "cpu":
         return None
     if dtype not in (torch.float16, torch.bfloat16):
@@ -321,6 +337,19 @@ def why_not(
     if widths[0] % 8 or widths[0] > 256:
         return f"it takes heads of a multiple of 8 up to 256, got {widths[0]}"
     return None
+
+
+def _forest(cu_seqlens: Tensor, rows: int) -> Segments:
+    """The sequences as segments without parents: one object a batch, with which every layer keeps its block mask."""
+    version = None if cu_seqlens.is_inference() else cu_seqlens._version
+    known = _forests.get(cu_seqlens)
+    if known is None or version is None or known[0] != version:
+        none = torch.full_like(cu_seqlens[1:], -1)
+        owner = torch.repeat_interleave(cu_seqlens.diff(), output_size=rows)
+        position_ids = torch.arange(rows, device=cu_seqlens.device) - cu_seqlens[owner]
+        own = cu_seqlens.clone()  # a value that held its key would keep it for good
+        known = _forests[cu_seqlens] = version, Segments(own, none, torch.zeros_like(none), position_ids)
+    return cast(Segments, known[1])
 
 
 @cache

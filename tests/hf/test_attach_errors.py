@@ -65,7 +65,11 @@ def test_a_wrapper(make_model):
 @pytest.mark.parametrize(
     ("attention", "error", "message"),
     [
-        ("fastest", ValueError, "attention must be 'auto', 'varlen', 'fa2', 'masked' or a name .* got 'fastest'"),
+        (
+            "fastest",
+            ValueError,
+            "attention must be 'auto', 'varlen', 'fa2', 'flex', 'masked' or a name .* got 'fastest'",
+        ),
         ("fa2", RuntimeError, "cannot serve this model: it runs on CUDA tensors, got a tensor on cpu"),
         ("flash_attention_2", ImportError, "flash_attn|install"),
         (None, TypeError, "attention must be a name, got NoneType"),

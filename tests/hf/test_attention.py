@@ -8,6 +8,7 @@ import torch
 
 from patchrec_fast.hf import attention
 from patchrec_fast.hf.attention import choose, packed_attention, why_not
+from patchrec_fast.ops.attention import flex
 from patchrec_fast.ops.attention.varlen import varlen_attention
 from patchrec_fast.testing import UNIT_ROUNDOFF
 
@@ -210,7 +211,14 @@ CHOICES = [
     ("varlen", ("cuda", torch.bfloat16), {}),
     ("fa2", ("cuda", torch.bfloat16), {"dropout": True}),
     ("fa2", ("cuda", torch.float16), {"softcap": True}),
-    ("masked", ("cuda", torch.float32), {}),
+    ("flex", ("cuda", torch.float32), {}),
+    ("flex", ("cuda", torch.float32), {"softcap": True}),
+    ("flex", ("cuda", torch.bfloat16), {"widths": (24, 16)}),
+    ("masked", ("cuda", torch.float32), {"dropout": True, "absent": ("fa2",)}),
+    ("masked", ("cuda", torch.float32), {"kept": True}),
+    ("varlen", ("cuda", torch.bfloat16), {"kept": True}),
+    ("flex", ("cuda", torch.bfloat16), {"softcap": True, "absent": ("fa2",)}),
+    ("masked", ("cuda", torch.float64), {}),
     ("masked", ("cuda", torch.bfloat16), {"widths": (12, 12)}),
     ("masked", ("cuda", torch.bfloat16), {"widths": (512, 512)}),
 ]
@@ -218,17 +226,24 @@ CHOICES = [
 
 @pytest.mark.parametrize(("expected", "where", "features"), CHOICES)
 def test_which_kernel_serves(monkeypatch, expected, where, features):
-    """As if an H200 with flash-attn were here."""
+    """As if an H200 with flash-attn were here, or without."""
+    features = dict(features)
+    absent = features.pop("absent", ())
     if where[0] == "cuda":
-        monkeypatch.setattr(attention, "_absent", lambda kernel, device: None)
+        monkeypatch.setattr(
+            attention, "_absent", lambda kernel, device: "it is not there" if kernel in absent else None
+        )
     assert choose("auto", *where, **features) == expected
 
 
 REASONS = [
     ("varlen", ("mps", torch.float16), {}, "runs on CPU and CUDA tensors, got a tensor on mps"),
     ("varlen", ("cpu", torch.float32), {"dropout": True}, "set the model's attention_dropout to 0"),
-    ("varlen", ("cpu", torch.float32), {"softcap": True}, "use 'fa2' or 'masked'"),
+    ("varlen", ("cpu", torch.float32), {"softcap": True}, "use 'fa2', 'flex' or 'masked'"),
     ("fa2", ("cpu", torch.float32), {}, "runs on CUDA tensors, got a tensor on cpu"),
+    ("flex", ("cpu", torch.float32), {}, "runs on CUDA tensors, got a tensor on cpu"),
+    ("flex", ("cuda", torch.float32), {"dropout": True}, "set the model's attention_dropout to 0"),
+    ("flex", ("cuda", torch.float32), {"kept": True}, "this call has keys that were kept"),
 ]
 
 
@@ -239,8 +254,34 @@ def test_a_named_kernel_serves_or_says_why_not(kernel, where, features, reason):
         choose(kernel, *where, **features)
 
 
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (9, None), (None, 2.0), (40, 2.0)])
+def test_flex_attention_of_packed_sequences(monkeypatch, window, softcap):
+    """Its values, uncompiled on the CPU, of one batch and then of another in the same tensor."""
+    monkeypatch.setattr(flex, "why_not", lambda *_: None)
+    query, key, value, bounds = inputs([5, 150, 1, 33], HEADS["grouped"])
+    options = {"scale": 0.3, "window": window, "softcap": softcap}
+    for _ in range(2):
+        made = packed_attention(query, key, value, bounds, 190, **options, kernel="flex")
+        exact = brute(query.double(), key.double(), value.double(), bounds, 0.3, window, softcap)
+        assert (made - exact).abs().max() <= budget(torch.float32)
+        bounds.copy_(torch.tensor([0, 70, 71, 72, 189]))
+
+
+def test_one_forest_a_batch():
+    """So that every layer has the block mask of the first."""
+    bounds = torch.tensor([0, 3, 7], dtype=torch.int32)
+    first = attention._forest(bounds, 7)
+    assert attention._forest(bounds, 7) is first
+    assert first.position_ids.tolist() == [0, 1, 2, 0, 1, 2, 3]
+    bounds[1] = 4
+    assert attention._forest(bounds, 7) is not first
+    held = len(attention._forests)
+    del bounds
+    assert len(attention._forests) == held - 1
+
+
 def test_an_unknown_kernel():
-    with pytest.raises(ValueError, match="attention must be one of 'varlen', 'fa2', 'masked', got 'fast'"):
+    with pytest.raises(ValueError, match="attention must be one of 'varlen', 'fa2', 'flex', 'masked', got 'fast'"):
         why_not("fast", "cpu", torch.float32)
 
 
