@@ -1,11 +1,12 @@
 # Two commands for a bare clone with Python 3.11 or newer: `make demo` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 CXX ?= g++
 SANITIZED := build/sanitize/_native.so
 
-.PHONY: demo test lint unit interpret fuzz sanitize bench bench_warm page docs clean
+.PHONY: demo test lint unit interpret old-stack fuzz sanitize bench bench_warm page docs clean
 
 # Data, training, evaluation, cost, one HTML report. An interrupted one goes on.
 demo: $(VENV)/ready
@@ -26,6 +27,10 @@ unit: $(VENV)/ready
 # One thread: the interpreter makes a torch call an instruction, each too small to share out (10 times slower on two).
 interpret: $(VENV)/ready
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+
+# The oldest versions that are tested, in an environment of 5 GB: PyPI has torch 2.11 with CUDA alone. Not in CI.
+old-stack:
+	$(MAKE) VENV=.venv-old CONSTRAINTS=constraints-old.txt unit interpret
 
 # Random calls of compress against float64, for so many seconds. A failure prints the seed that repeats it.
 SECONDS ?= 60
@@ -59,10 +64,10 @@ page: $(VENV)/ready
 docs: $(VENV)/ready
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
-$(VENV)/ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+$(VENV)/ready: pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist report *.egg-info patchrec_fast/*.so
+	rm -rf $(VENV) .venv-old build dist report *.egg-info patchrec_fast/*.so
