@@ -95,6 +95,17 @@ def test_more_answers_than_titles(monkeypatch, recommender, histories):
     assert (fixed.items[:, -1] == -1).all()
 
 
+def test_compiled_parts(monkeypatch, make_model, packer, histories):
+    """Traced for sizes that change, without a break."""
+    model = make_model()
+    plain = pf.Recommender(model, packer).recommend(histories, k=5)
+    for layer in model.model.layers:
+        for part in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm):
+            part.compile(dynamic=True, fullgraph=True, backend="aot_eager")
+    _, fixed = both(monkeypatch, pf.Recommender(model, packer), histories, k=5, batch_size=2)
+    assert_same(plain, fixed)
+
+
 def test_one_title(monkeypatch, make_model, sample, histories):
     titles = {7: sample.dataset.titles[7]}
     catalogue = pf.Catalogue.from_titles(titles, sample.tokenizer)
