@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m benchmarks.by_user --data DIR --tokenizer DIR --out DIR`: what training by user does to quality
 
-The tiny recipe of ML-100K, every arm from the same weights a seed, for as many epochs: trained, its loss measured on
+The tiny recipe of ML-100K, every arm from the same weights a seed, for as many epochs (or twice as many): trained, its loss measured on
 the validation split and its metrics on the test split. It keeps each cell (stage, arm, seed) in --out as soon as it is
 done, goes on there when it was killed, and writes results/by_user.csv at the end: of the cells that were asked for, or
 with --done of all those in --out.
@@ -44,10 +44,11 @@ _ORIGIN = ("time", "machine", "cpu", "torch", "commit", "threads")
 
 
 class Arm(NamedTuple):
-    """A way to train: `targets` of a pass, 1 for one prompt a target."""
+    """A way to train: `targets` of a pass, 1 for one prompt a target; so many times the recipe's epochs."""
 
     targets: int
     append_only: bool = True
+    longer: int = 1
 
 
 REFERENCE = "prompt"
@@ -57,6 +58,7 @@ ARMS = {
     "user, 4": Arm(4),
     "user, 16": Arm(16),
     "user, 64": Arm(64),
+    "user, 16, twice as long": Arm(16, longer=2),
 }
 
 
@@ -65,7 +67,9 @@ def recipe(stage: str, arm: Arm, seed: int) -> Recipe:
     changes: dict[str, Any] = {"seed": seed, "by": "prompt"}
     if arm.targets > 1:
         changes |= {"by": "user", "targets_per_pass": arm.targets}
-    return recipes.load("tiny", stage).override(changes | (APPEND_ONLY if arm.append_only else {}))
+    tiny = recipes.load("tiny", stage)
+    changes["epochs"] = arm.longer * tiny.epochs
+    return tiny.override(changes | (APPEND_ONLY if arm.append_only else {}))
 
 
 def trained(own: Recipe, stage: str, options: argparse.Namespace, out: Path) -> dict[str, Any]:
