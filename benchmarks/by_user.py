@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m benchmarks.by_user --data DIR --tokenizer DIR --out DIR`: what training by user does to quality
 
-The tiny recipe of ML-100K, every arm from the same weights a seed, for as many epochs (or twice as many): trained, its loss measured on
-the validation split and its metrics on the test split. It keeps each cell (stage, arm, seed) in --out as soon as it is
-done, goes on there when it was killed, and writes results/by_user.csv at the end: of the cells that were asked for, or
-with --done of all those in --out.
+The tiny recipe of ML-100K, every arm from the same weights a seed, for as many epochs (or twice as many): trained, its
+loss measured on the validation split and its metrics on the test split. It keeps each cell (stage, arm, seed) in --out
+as soon as it is done, goes on there when it was killed, and writes results/by_user.csv at the end: of the cells that
+were asked for, or with --done of all those in --out.
 """
 
 import argparse
