@@ -30,6 +30,7 @@ from .shapes import LONG, LOOP, SHAPES, WIDTH, batches, load_source
 from .shapes import tables as make_tables
 from .source import Source, synthetic
 
+Measure = Callable[[Workload], Iterator[Row]]
 _MODES = ("forward", "dense", "accumulate", "sparse")
 _TITLE = {"ml-1m": 3.94, "goodreads": 9.82}
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -68,23 +69,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = _SHAPES[shape].data
         return load_source(data, options.data, options.tokenizer) if options.data else synthetic(_TITLE[data])
 
-    def cell(measured: Callable[[Workload], Iterator[Row]], shape: str, dtype: str, mode: str) -> Iterator[Row]:
+    def cell(measured: Measure, shape: str, dtype: str, mode: str) -> Iterator[Row]:
         known: Row = {"data": source(shape).label, "setting": shape, "dtype": dtype, "mode": mode}
         known |= {"users": _SHAPES[shape].users, "vocabulary": len(tables(dtype)[0])}
         for row in measured(work(shape, dtype)):
             yield {**known, "rows": work(shape, dtype).sizes[0].rows, **row}
 
     names = [(shape, dtype) for dtype in asked["dtypes"] for shape in asked["shapes"]]
-    parts = [
-        Part(
-            f"{mode}/{dtype}/{shape}", partial(cell, partial(measure, bench, mode, options.rounds), shape, dtype, mode)
-        )
-        for mode in asked["modes"]
-        for shape, dtype in names
-    ]
-    for name, extra in (("graph", partial(capture, options.device)), ("profile", partial(profiles, bench))):
-        parts += [Part(f"{name}/{dtype}/{shape}", partial(cell, extra, shape, dtype, name)) for shape, dtype in names]
-    return bench.run(parts)
+    measures = {mode: partial(measure, bench, mode, options.rounds) for mode in asked["modes"]}
+    measures |= {"graph": partial(capture, options.device), "profile": partial(profiles, bench)}
+    return bench.run(
+        [
+            Part(f"{mode}/{dtype}/{shape}", partial(cell, measured, shape, dtype, mode))
+            for mode, measured in measures.items()
+            for shape, dtype in names
+        ]
+    )
 
 
 def measure(bench: Bench, mode: str, rounds: int, work: Workload) -> Iterator[Row]:

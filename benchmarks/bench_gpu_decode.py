@@ -54,7 +54,7 @@ class Asked(NamedTuple):
     model: Any
     packer: Packer
     histories: list[list[int]]
-    beams: int = BEAMS
+    beams: int
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def asked(name: str) -> Asked:
         setting, histories = known[name]
-        return Asked(model(), Packer(source.catalogue, source.prompt, setting.policy, setting.max_items), histories)
+        packer = Packer(source.catalogue, source.prompt, setting.policy, setting.max_items)
+        return Asked(model(), packer, histories, BEAMS)
 
     def setting(name: str, method: Method, peers: bool = True) -> Iterator[Row]:
         about: Row = {"setting": name, "model": options.model, "vocabulary": options.vocabulary}
@@ -106,7 +107,7 @@ def agree(source: Source, histories: list[list[int]], place: str) -> Iterator[Ro
     Raises:
         AssertionError: other titles or scores.
     """
-    model = bench_decode.tiny(source.prompt.num_embeddings, quick=False).to(place)
+    model = bench_decode.tiny(source.prompt.num_embeddings).to(place)
     for name, policy in POLICIES.items():
         rec = Recommender(model, Packer(source.catalogue, source.prompt, policy, ITEMS))
         about: Row = {"setting": NAMES[name], "mode": "agree", "dtype": "fp32", "users": len(histories)}
@@ -135,6 +136,8 @@ def semantic(bench: Bench, shape: str) -> Iterator[Row]:
         yield about | row
     known = semantic_ids.PUBLISHED
     about |= {"mode": "beam", "users": 1, "beams": SEMANTIC_BEAMS, "rows": SEMANTIC_ROWS}
+    elsewhere = dict.fromkeys(("machine", "cpu", "torch", "gpu_gb", "driver", "triton", "transformers"), "")
+    about |= {**elsewhere, "gpu": known.gpu, "matmul_tflops": gpu.NAN, "copy_gb_s": gpu.NAN}
     yield about | {"contestant": known.contestant, "median_ms": known.milliseconds, "status": known.status}
 
 

@@ -45,7 +45,7 @@ def sheet_tflops(name: str) -> float:
 
 
 def facts(device: str, sheet: float | None = None) -> Row:
-    """Columns of each row: what the device is, by its own word and the data sheet's, and what it was measured to do.
+    """Columns of each row: what the device is, by its own word and the data sheet's.
 
     Args:
         sheet: 10**12 operations a second of dense bfloat16, for a device that SHEETS does not know.
@@ -59,9 +59,12 @@ def facts(device: str, sheet: float | None = None) -> Row:
         "triton": versions["triton"],
         "transformers": versions["transformers"],
         "sheet_tflops": sheet or sheet_tflops(name(device)),
-        "matmul_tflops": round(matmul_tflops(device), 1),
-        "copy_gb_s": round(copy_gb_s(device), 1),
     }
+
+
+def peaks(device: str) -> Row:
+    """Columns of each row: what this very device was measured to do at most."""
+    return {"matmul_tflops": round(matmul_tflops(device), 1), "copy_gb_s": round(copy_gb_s(device), 1)}
 
 
 def _driver() -> str:

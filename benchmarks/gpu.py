@@ -33,7 +33,8 @@ CELL: Row = {
     **dict.fromkeys(("sheet_tflops", "matmul_tflops", "copy_gb_s"), NAN),
     **dict.fromkeys(("benchmark", "model", "vocabulary", "dtype", "setting", "mode", "users", "beams", "rows"), ""),
 }
-"""What tells the table's cells apart, behind `machine.facts`: the device (`device.facts`), the script, and its part."""
+"""What tells the table's cells apart, behind `machine.facts`: the device (`device.facts` and `device.peaks`), the
+script, and its part."""
 
 MEASURED: Row = {
     **dict.fromkeys(("median_ms", "p20_ms", "p80_ms"), NAN),
@@ -61,6 +62,7 @@ def arguments(parser: argparse.ArgumentParser, minutes: float) -> None:
     add("--only", nargs="+", metavar="NAME", help='parts, or the beginnings of their names before a "/"')
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the script without a GPU")
     add("--sheet-tflops", type=float, help="of the device, dense bfloat16, by its data sheet; default: by its name")
+    add("--commit", help="of the tree, where it is a copy without its git repository")
     add("--out", type=Path, default=Path("report"), help="folder for gpu.csv, profiles and tracebacks")
     add("--failed", action="store_true", help=argparse.SUPPRESS)  # an earlier process of this run had a failure
     parser.set_defaults(module=parser.prog.split()[-1])
@@ -80,30 +82,41 @@ class Bench:
     Attributes:
         device: "cuda" or "cpu".
         options: the command line's.
-        facts: the columns of all rows (`machine.facts`, `device.facts`, and the script's own).
+        facts: the columns of all rows: `machine.facts`, the device's, and the script's own.
     """
 
     def __init__(
-        self, name: str, options: argparse.Namespace, clock: Callable[[], float] = time.monotonic, **known: str | int
+        self,
+        name: str,
+        options: argparse.Namespace,
+        *,
+        peaks: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        **known: str | int,
     ) -> None:
-        """Begins to count the minutes, and measures what the device can do at most.
+        """Begins to count the minutes.
 
         Args:
             name: of the script, column `benchmark`.
             options: with those of `arguments`.
+            peaks: whether what the device can do at most is measured now; else NaN.
             known: columns of CELL that are the same in all rows.
         """
         self._clock, self.options = clock, options
         self._end = clock() + 60 * options.minutes
         self.name, self.device, self.out = name, options.device, options.out
         self.facts: Row = {**machine.facts(), **CELL, **device.facts(self.device, options.sheet_tflops)}
+        if self.facts["commit"] == "none" and options.commit:
+            self.facts["commit"] = options.commit
+        if peaks:
+            self.facts |= device.peaks(self.device)
         if self.device == "cuda":
             self.facts["allocator"] = "torch caching"
         self.facts |= {"benchmark": name, **known}
         shown = ("gpu", "gpu_gb", "driver", "torch", "triton", "transformers", "commit")
         print(", ".join(f"{key} {self.facts[key]}" for key in shown))
-        peaks = ("copy_gb_s", "matmul_tflops", "sheet_tflops")
-        print(", ".join(f"{key} {self.facts[key]}" for key in peaks), flush=True)
+        most = ("copy_gb_s", "matmul_tflops", "sheet_tflops")
+        print(", ".join(f"{key} {self.facts[key]}" for key in most), flush=True)
 
     def seconds_left(self) -> float:
         return max(0.0, self._end - self._clock())
@@ -155,7 +168,9 @@ class Bench:
             raise ValueError(f"row: the table has no columns {sorted(set(row) - {*self.facts, *MEASURED})}")
         results.append(TABLE, [whole], self.out)
         cell = " ".join(str(row[key]) for key in ("users", "setting", "mode", "dtype") if row.get(key, "") != "")
-        said = [f"{key} {row[key]}" for key in MEASURED if key in row and row[key] == row[key]]
+        said = [
+            f"{key} {whole[key]}" for key in MEASURED if whole[key] == whole[key] and (key in row or key == "status")
+        ]
         print(f"{cell:32} {row.get('contestant', '')!s:28} " + "  ".join(said), flush=True)
 
     def note(self, title: str, text: str) -> None:
@@ -179,3 +194,26 @@ class Bench:
         minutes = f"{self.seconds_left() / 60:.3f}"
         options = [*sys.argv[1:], "--failed", "--minutes", minutes, "--only", *names]
         os.execv(sys.executable, [sys.executable, "-m", self.options.module, *options])
+
+
+def record(path: Path, folder: Path = results.FOLDER) -> int:
+    """Appends the rows of a run to the recorded ones; how many.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        ValueError: rows that are of no commit, or of a run that tried a script on a CPU; nothing is written.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, expected a table that the scripts wrote")
+    found = results.read(path.stem, path.parent)
+    if bad := sorted({row["commit"] for row in found if row["commit"] == "none" or row["commit"].endswith("+")}):
+        raise ValueError(f"{path}: expected rows of a commit, got some of {', '.join(bad)}")
+    if any(row["gpu_gb"] == "0.0" for row in found):
+        raise ValueError(f"{path}: expected rows of a GPU, got some of --device cpu")
+    results.append(TABLE, [dict(row) for row in found], folder)
+    return len(found)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        print(f"{record(Path(name))} rows of {name}")

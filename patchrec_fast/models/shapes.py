@@ -28,8 +28,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
     },
 }
-"""With Llama-3's vocabulary, the second has 98 million parameters and the third is Llama-3.2-1B's. The last has the sizes
-of Qwen3-1.7B, without its norms of queries and keys."""
+"""With Llama-3's vocabulary, the second has 98 million parameters and the third is Llama-3.2-1B's. The last has the
+sizes of Qwen3-1.7B, without its norms of queries and keys."""
 _POSITIONS = 131_072
 
 
