@@ -100,10 +100,8 @@ def measure(bench: Bench, mode: str, rounds: int, work: Workload) -> Iterator[Ro
             field.append(peer)
         else:
             yield {"contestant": peer.name, "status": f"left out: {reason}"}
-    if bench.device == "cuda":
-        take, ceiling = device.between_events, copy_call
-    else:
-        take, ceiling = None, harness.ceiling_call
+    ceiling: cells.Ceiling = copy_call if bench.device == "cuda" else harness.ceiling_call
+    take = device.between_events if bench.device == "cuda" else None
     limits = {"min_rounds": min(3, rounds), "max_rounds": rounds, "budget": 20.0, "sampler": take}
     rows = cells.measure(work, mode, field, ceiling, **limits)
     with cells.gradients(work, mode):

@@ -142,10 +142,10 @@ def timing_row(timing: harness.Timing, ratio: float) -> Row:
 def utilisation(bench: Bench, teraflops: float, timing: harness.Timing) -> Row:
     """Useful operations a second, and their share of what the device was measured to do, and of its data sheet."""
     rate = teraflops / (timing.milliseconds() / 1e3)
-    peaks = {"mfu": "matmul_tflops", "sheet_mfu": "sheet_tflops"}
-    return {"tflops": float(f"{rate:.4g}")} | {
-        name: float(f"{rate / float(bench.facts[peak] or gpu.NAN):.4g}") for name, peak in peaks.items()
-    }
+    row: Row = {"tflops": float(f"{rate:.4g}")}
+    for column, peak in (("mfu", "matmul_tflops"), ("sheet_mfu", "sheet_tflops")):
+        row[column] = float(f"{rate / float(bench.facts[peak] or gpu.NAN):.4g}")
+    return row
 
 
 def flops(model: Any, batch: PackedBatch) -> float:

@@ -44,13 +44,18 @@ def compress_modes(place: str, dtype: torch.dtype, d: int, rows: int) -> Iterato
     upstream = torch.randn(rows, d, generator=generator).to(dtype)
     forward = testing.forward_budget(weight, batch)
     backward = testing.backward_budget(upstream, batch, _VOCABULARY)
-    ids, offsets = batch.ids.to(place), tuple(each.to(place) for each in batch[1:])
+    ids, offsets = batch.ids.to(place), _moved(batch, place)
     for plan in (make_plan(batch.ids, batch.offsets).to(place), None):
         for mode in MODES:
             found = [_gradient(ids, offsets, weight.to(place), upstream.to(place), mode, plan) for _ in range(2)]
             assert torch.equal(found[0][1], found[1][1]), f"{mode}: another gradient at the second call"
             error = max(_share(found[0][0], *forward), _share(found[0][1], *backward))
             yield _row(error, mode=mode, contestant=OURS if plan is not None else f"{OURS}, no plan", rows=rows)
+
+
+def _moved(batch: testing.Batch, place: str) -> tuple[Tensor, Tensor]:
+    assert batch.item_offsets is not None
+    return batch.token_offsets.to(place), batch.item_offsets.to(place)
 
 
 def _gradient(
@@ -71,7 +76,7 @@ def compress_large(place: str) -> Iterator[Row]:
     vocabulary, d = _LARGE
     batch = testing.ragged_batch(200, _KEPT, seed=1)
     table = torch.empty(vocabulary, d, dtype=torch.bfloat16, device=place).normal_().requires_grad_()
-    ids, offsets = (batch.ids + vocabulary - _KEPT).to(place), tuple(each.to(place) for each in batch[1:])
+    ids, offsets = (batch.ids + vocabulary - _KEPT).to(place), _moved(batch, place)
     upstream = torch.randn(200, d).to(torch.bfloat16)
     plan = make_plan(ids.cpu(), batch.offsets).to(place)
     out = compress(ids, offsets, table, plan=plan)
@@ -87,13 +92,13 @@ def trees(place: str, dtype: torch.dtype, d: int, splits: int | None = None, **r
     """One decode step, one user of it absent; `splits` are over how many programs a prompt is, on a GPU."""
     counts, lengths = [5, 2, 0, 21], [70, 0, 1, 150]
     made = cases.make(counts, lengths, key_heads=2, group=4, d=d, columns=20, dtype=dtype, device=place)
-    sizes = {"max_rows": 21, "max_seqlen": 300, "scale": d**-0.5}
+    sizes: dict[str, Any] = {"max_rows": 21, "max_seqlen": 300, "scale": d**-0.5, **rules}
     if splits is None:
-        got = tree_attention(*made, **sizes, **rules)  # type: ignore[arg-type]
+        got = tree_attention(*made, **sizes)
     else:
         from patchrec_kernels import tree_attention as kernels
 
-        got = kernels.tree_attention(*made, **sizes, splits=splits, **rules)  # type: ignore[arg-type]
+        got = kernels.tree_attention(*made, **sizes, splits=splits)
     unit = UNIT_ROUNDOFF[dtype]
     weight = 0.0 if dtype == torch.float32 else 2 * unit
     bounds = cases.exact(made, scale=d**-0.5, weight=weight, result=unit, **rules)
