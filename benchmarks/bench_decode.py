@@ -42,7 +42,7 @@ PEERS: dict[str, tuple[str, Decode]] = {
 }
 
 
-def tiny(vocabulary: int, quick: bool) -> Any:
+def tiny(vocabulary: int, quick: bool = False) -> Any:
     """A Llama of 4 layers and width 256; with --quick 2 and 32."""
     from transformers import LlamaConfig, LlamaForCausalLM
 

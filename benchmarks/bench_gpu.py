@@ -1,159 +1,134 @@
 # SPDX-License-Identifier: Apache-2.0
 """compress on a GPU: `python -m benchmarks.bench_gpu [--out DIR]`.
 
-In this order: every contestant against float64, CUDA-graph capture, times against the peers and a
-copy ceiling, and where a profiler sees the time go. Times are CUDA events around one call, the
-queue kept full so that the host's own time is not in them; wall time of a call, host included, is
-the `eager` column. Ours runs twice: with the plan that a data loader makes (the fast path) and
-without, sorting on the device. `ceiling_share` counts every row that is gathered; of those that a
-batch repeats some come from the cache, so it may pass 1.
+A part is a mode and a shape: every contestant against float64, then times against the peers and a copy ceiling; at
+the end CUDA-graph capture and where a profiler sees the time go. Times are CUDA events around one call, the queue kept
+full so that the host's own time is not in them; `wall_ms` is a call's wall time, host included. Ours runs twice: with
+the plan that a data loader makes (the fast path) and without, sorting on the device.
 
-A cell is written as soon as it is measured. A peer that fails is left out, and said; if ours does,
-the cell is left out and the exit status is 1.
+`ceiling_share` counts every row that is gathered; of those that a batch repeats some come from the cache, so it may
+pass 1. `floor_ms` is what the rows take that memory must move, each once, as fast as the device was measured to copy.
+A peer that fails is left out, and its row says why. `--device cpu --shapes loop --width 64` tries the script.
 """
 
 import argparse
 import sys
-import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
-from . import cells, machine, results, tables
+from . import cells, device, gpu, harness
 from .cells import Workload
+from .gpu import Bench, Part
 from .harness import Call, turn
 from .peers import OURS, Contestant, contestants, ours
 from .results import Row
-from .shapes import SHAPES, Size, batches, load_source
+from .shapes import LONG, LOOP, SHAPES, WIDTH, batches, load_source
 from .shapes import tables as make_tables
 from .source import Source, synthetic
 
+Measure = Callable[[Workload], Iterator[Row]]
 _MODES = ("forward", "dense", "accumulate", "sparse")
 _TITLE = {"ml-1m": 3.94, "goodreads": 9.82}
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_WAIT_CYCLES = 10_000_000  # about 5 milliseconds, in which the host queues the sample's launches, 250 without a plan
+_SHAPES = {"A": SHAPES["A"], "long": LONG, **SHAPES, "loop": LOOP}  # the most telling first
+_DEFAULT = ("A", "long", "A16", "B", "C")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.bench_gpu", description=__doc__)
     parser.add_argument("--data", help="folder with ml-1m and goodreads; default: synthetic ids")
     parser.add_argument("--tokenizer", help="folder of the Llama-3 tokenizer; needed with --data")
-    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--shapes", default=",".join(_DEFAULT), help=f"of {','.join(_SHAPES)}")
     parser.add_argument("--dtypes", default="bf16", help="of bf16,fp32")
     parser.add_argument("--modes", default=",".join(_MODES))
-    parser.add_argument("--out", type=Path, default=Path("report"), help="gets the CSV and profile")
-    options = parser.parse_args()
-    for name, known in (("shapes", SHAPES), ("dtypes", _DTYPES), ("modes", _MODES)):
-        if unknown := set(getattr(options, name).split(",")) - set(known):
+    parser.add_argument("--width", type=int, default=WIDTH, help="of a row of the table")
+    parser.add_argument("--rounds", type=int, default=20)
+    gpu.arguments(parser, minutes=3)
+    options = parser.parse_args(arguments)
+    asked = {}
+    for name, known in (("shapes", _SHAPES), ("dtypes", _DTYPES), ("modes", _MODES)):
+        asked[name] = getattr(options, name).split(",")
+        if unknown := set(asked[name]) - set(known):
             parser.error(f"--{name}: expected some of {', '.join(known)}, got {sorted(unknown)}")
-    if not torch.cuda.is_available():
-        print("bench_gpu: torch sees no CUDA or ROCm device; nothing was measured", file=sys.stderr)
+    if gpu.missing(parser, options):
         return 2
 
-    failed = 0
-    for dtype in options.dtypes.split(","):
-        made = make_tables(_DTYPES[dtype], device="cuda")
-        for name in options.shapes.split(","):
-            source = _source(SHAPES[name].data, options.data, options.tokenizer)
-            work = workload(name, source, made)
-            print(f"{SHAPES[name]}, {dtype}, {source.label}: {work.sizes[0]}", flush=True)
-            print(f"  CUDA graph: {capture(work)}", flush=True)
-            for mode in options.modes.split(","):
-                cell = {"data": source.label, "shape": name, "dtype": dtype, "mode": mode}
-                try:
-                    rows: list[Row] = [{**facts(), **cell, **row} for row in measure(work, mode)]
-                except Exception as error:
-                    failed += 1
-                    print(f"  {mode} FAILED: {type(error).__name__}: {error}", flush=True)
-                    continue
-                results.append("gpu", rows, options.out)
-                print(tables.compress(rows, {}).split("\n\n")[-1], flush=True)
-            results.write(options.out / f"profile-{name}-{dtype}.txt", profile(work))
-    return 1 if failed else 0
+    bench = Bench("compress", options)
+    tables = cache(lambda dtype: make_tables(_DTYPES[dtype], options.width, options.device))
+
+    @cache
+    def work(shape: str, dtype: str) -> Workload:
+        made = batches(_SHAPES[shape], source(shape), plan=True)
+        return Workload([batch.to(options.device) for batch in made], tables(dtype))
+
+    def source(shape: str) -> Source:
+        data = _SHAPES[shape].data
+        return load_source(data, options.data, options.tokenizer) if options.data else synthetic(_TITLE[data])
+
+    def cell(measured: Measure, shape: str, dtype: str, mode: str) -> Iterator[Row]:
+        known: Row = {"data": source(shape).label, "setting": shape, "dtype": dtype, "mode": mode}
+        known |= {"users": _SHAPES[shape].users, "vocabulary": len(tables(dtype)[0])}
+        for row in measured(work(shape, dtype)):
+            yield {**known, "rows": work(shape, dtype).sizes[0].rows, **row}
+
+    names = [(shape, dtype) for dtype in asked["dtypes"] for shape in asked["shapes"]]
+    measures = {mode: partial(measure, bench, mode, options.rounds) for mode in asked["modes"]}
+    measures |= {"graph": partial(capture, options.device), "profile": partial(profiles, bench)}
+    return bench.run(
+        [
+            Part(f"{mode}/{dtype}/{shape}", partial(cell, measured, shape, dtype, mode))
+            for mode, measured in measures.items()
+            for shape, dtype in names
+        ]
+    )
 
 
-def _source(name: str, data: str | None, tokenizer: str | None) -> Source:
-    return load_source(name, data, tokenizer) if data else synthetic(_TITLE[name])
-
-
-def facts() -> machine.Facts:
-    return {**machine.facts(), "cpu": torch.cuda.get_device_name(), "allocator": "torch caching"}
-
-
-def workload(name: str, source: Source, made: list[Tensor]) -> Workload:
-    """The shape's batches on the device, each with the plan a data loader makes."""
-    return Workload([batch.to("cuda") for batch in batches(SHAPES[name], source, plan=True)], made)
-
-
-def measure(work: Workload, mode: str) -> list[Row]:
-    """All contestants of a mode, with the eager wall time of each."""
-    field = contestants(mode)
+def measure(bench: Bench, mode: str, rounds: int, work: Workload) -> Iterator[Row]:
+    """A row for each contestant of a mode, and one for each peer that is left out."""
     bare = ours(mode)
     planless = Contestant(f"{OURS}, no plan", lambda b, dtype: replace(b, plan=None), bare.compress)
-    field.insert(1, planless)
-    field = [each for each in field if each.name != "per-item loop"]  # host-bound: seconds
-    field = [each for each in field if each.name.startswith(OURS) or works(each, work, mode)]
-    rounds = {"min_rounds": 20, "max_rounds": 20, "sampler": sample}
-    rows = cells.measure(work, mode, field, copy_call, **rounds)
+    field = [bare, planless]
+    for peer in contestants(mode, gpu=True)[1:]:
+        if peer.name == "per-item loop":  # host-bound: seconds
+            continue
+        reason = why_not(peer, work, mode)
+        if reason is None:
+            field.append(peer)
+        else:
+            yield {"contestant": peer.name, "status": f"left out: {reason}"}
+    ceiling: cells.Ceiling = copy_call if bench.device == "cuda" else harness.ceiling_call
+    take = device.between_events if bench.device == "cuda" else None
+    limits = {"min_rounds": min(3, rounds), "max_rounds": rounds, "budget": 20.0, "sampler": take}
+    rows = cells.measure(work, mode, field, ceiling, **limits)
     with cells.gradients(work, mode):
-        eager = {each.name: _eager(work.call(each, mode)) for each in field}
-    return [{**row, "eager_ms": round(eager.get(str(row["contestant"]), 0), 4)} for row in rows]
+        wall = {each.name: device.wall_ms(work.call(each, mode), bench.device) for each in field}
+    least = sum(size.least_rows_moved(mode) for size in work.sizes) / len(work.sizes)
+    floor = least * work.tables[0][0].nbytes / float(bench.facts["copy_gb_s"]) / 1e6
+    for row in rows:
+        name = str(row["contestant"])
+        more: Row = {} if name == cells.CEILING else {"wall_ms": round(wall[name], 4), "floor_ms": round(floor, 4)}
+        yield row | more
 
 
-def works(peer: Contestant, work: Workload, mode: str) -> bool:
-    """Whether a peer runs, and is right; why not is printed."""
+def why_not(peer: Contestant, work: Workload, mode: str) -> str | None:
+    """None where a peer runs, and is right; else what it raised."""
     try:
         cells.check(work, peer)
         with cells.gradients(work, mode):
             work.call(peer, mode)(0)
     except Exception as error:
-        print(f"  {mode}, {peer.name} left out: {type(error).__name__}: {error}", flush=True)
-        torch.cuda.empty_cache()
-        return False
-    return True
-
-
-def sample(call: Call, round_: int) -> tuple[float, bool]:
-    """(seconds, False) between two events; the device sleeps first, so that launches are queued."""
-    _flush()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    torch.cuda._sleep(_WAIT_CYCLES)
-    start.record()
-    result = call(round_)
-    end.record()
-    torch.cuda.synchronize()
-    del result
-    return start.elapsed_time(end) * 1e-3, False
-
-
-@cache
-def _l2() -> Tensor:
-    return torch.zeros(64 << 20, device="cuda")  # 256 MiB, more than any L2
-
-
-def _flush() -> None:
-    _l2().add_(1)
-
-
-def _eager(call: Call, repeats: int = 10) -> float:
-    """Milliseconds of wall time a call, host and device, one call after another."""
-    call(0)
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for round_ in range(repeats):
-        call(round_)
-    torch.cuda.synchronize()
-    return (time.perf_counter() - began) / repeats * 1e3
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return None
 
 
 def copy_call(made: list[Tensor], ids: list[Tensor], rows: list[int]) -> Call:
     """The ceiling: one contiguous copy that reads and writes as many bytes as a forward moves."""
     halves = [(len(part) + count + 1) // 2 for part, count in zip(ids, rows, strict=True)]
-    source = torch.zeros(max(halves), made[0].shape[1], dtype=made[0].dtype, device="cuda")
+    source = torch.zeros(max(halves), made[0].shape[1], dtype=made[0].dtype, device=made[0].device)
     target = torch.zeros_like(source)
 
     def call(round_: int) -> object:
@@ -163,8 +138,14 @@ def copy_call(made: list[Tensor], ids: list[Tensor], rows: list[int]) -> Call:
     return call
 
 
-def capture(work: Workload) -> str:
-    """Captures forward and backward into an existing gradient, replays them, and compares bits."""
+def capture(place: str, work: Workload) -> Iterator[Row]:
+    """Captures forward and backward into an existing gradient, replays them, and compares bits with a call.
+
+    Raises:
+        AssertionError: other bits.
+    """
+    if place == "cpu":
+        return
     contestant, batch, table = ours("accumulate"), work.batches[0], work.tables[0]
     table.grad = torch.zeros_like(table)
     upstream = work.upstream[0]
@@ -186,31 +167,19 @@ def capture(work: Workload) -> str:
         table.grad.zero_()
         graph.replay()
         torch.cuda.synchronize()
-        same = torch.equal(out, eager) and torch.equal(table.grad, gradient)
-        return "captured, replay is bit for bit the eager result" if same else "replay DIFFERS"
-    except RuntimeError as error:
-        return f"capture FAILED: {error}"
+        assert torch.equal(out, eager), "the replayed output differs"
+        assert torch.equal(table.grad, gradient), "the replayed gradient differs"
     finally:
         table.grad = None
+    yield {"contestant": f"{OURS}, replayed", "error": 0.0}
 
 
-def profile(work: Workload) -> str:
-    """Kernels by device time, for each mode, over five calls."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
-
-    parts = []
+def profiles(bench: Bench, work: Workload) -> Iterator[Row]:
+    """Kernels by device time, for each mode; no rows."""
     for mode in _MODES:
-        call = work.call(ours(mode), mode)
         with cells.gradients(work, mode):
-            call(0)
-            with profiler(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-                for round_ in range(5):
-                    call(round_)
-                torch.cuda.synchronize()
-        summary = seen.key_averages().table(sort_by="device_time_total", row_limit=15)
-        parts.append(f"{mode}, 5 calls\n{summary}")
-    return "\n".join([str(Size.of(work.batches[0])), *parts])
+            bench.note(f"{mode}, {work.sizes[0]}", device.profile(work.call(ours(mode), mode), bench.device, 5))
+    yield from ()
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training step on a GPU: `python -m benchmarks.bench_gpu_train [--out DIR]`.
 
-Ours against padded and packed batches on stock sdpa, a Llama of random weights in bfloat16, 16 users of ML-1M with 100
-items. For each stage: losses agree, then step time, model flops utilisation and the memory that a step adds at its
-highest, then how often a step of ours waits for the device, then where a profiler sees the time go. A stage is written
-as soon as it is measured; a trainer that does not fit the memory, or has another loss, is not timed.
-`--device cpu --model tiny --users 2` tries the script without a GPU.
+A Llama of random weights in bfloat16, users of ML-1M with 100 items, the paper's batch of 16. A part is so many users,
+a stage, and whom ours stands against: "stock" is padded and packed batches on stock sdpa, "loop" the released code's
+loop. Losses agree, then step time, model flops utilisation, of the rate measured on this very device (`mfu`) and of
+the data sheet's (`sheet_mfu`), the memory that a step adds at its highest, how often a step of ours waits for the
+device, and where a profiler sees the time go. A trainer that does not fit the memory, or has another loss, is not
+timed, and its row says so.
+
+The table of embeddings has 128,320 rows: Llama-3's vocabulary and the three marks, in whole blocks of 64, as rows of
+logits are aligned then; `--vocabulary 128259` is without. `--device cpu --model tiny --users 2` tries the script.
 """
 
 import argparse
 import sys
-import warnings
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,111 +23,129 @@ import torch
 from patchrec_fast import PackedBatch
 from patchrec_fast.models import SHAPES, random_model
 
-from . import bench_gpu, harness, machine, results
+from . import device, gpu, harness
 from .bench_train import POLICIES, batches, calls
+from .gpu import OK, Bench, Part
 from .peers import OURS
 from .peers.training import LOOP, TRAINERS
 from .results import Row
 from .source import Source, load, synthetic
 
+STAGES = ("pft-s", "text", "pft-i")  # the most telling first
 COUNT = 2  # different batches
 TOLERANCE = 2e-2  # of bfloat16 losses, relative: eight bits, and sums in another order
-# Dense bfloat16, in 10**12 a second, from the vendor's data sheets.
-PEAKS = {"A100": 312.0, "H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0}
+VOCABULARY = 128_320
+OUT_OF_MEMORY = "out of memory"
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.bench_gpu_train", description=__doc__)
     parser.add_argument("--data", help="folder with ml-1m; default: synthetic ids")
     parser.add_argument("--tokenizer", help="folder of the Llama-3 tokenizer; needed with --data")
     parser.add_argument("--model", choices=SHAPES, default="llama-1b")
-    parser.add_argument("--users", type=int, default=16)
-    parser.add_argument("--peak-tflops", type=float, help="of the device, dense bfloat16; default: by its name")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="gets the CSV and the profiles")
-    options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        print("bench_gpu_train: torch sees no CUDA or ROCm device; nothing was measured", file=sys.stderr)
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="rows of the embedding table")
+    parser.add_argument("--users", type=int, nargs="+", default=[16], help="of a step; several are several parts")
+    parser.add_argument("--rounds", type=int, default=5)
+    gpu.arguments(parser, minutes=4)
+    options = parser.parse_args(arguments)
+    if gpu.missing(parser, options):
         return 2
     source = load("ml-1m", options.data, options.tokenizer) if options.data else synthetic(3.94)
-    peak = options.peak_tflops or peak_of(machine_name(options.device))
-    model = random_model(
-        options.model, source.prompt.num_embeddings, torch.bfloat16, torch.device(options.device)
-    ).train()
-    facts = {**machine.facts(), "cpu": machine_name(options.device), "model": options.model, "data": source.label}
-    failed = 0
-    for stage in POLICIES:
-        try:
-            rows = measure(model, stage, source, options.users, options.device, peak, options.out)
-        except Exception as error:
-            failed += 1
-            print(f"{stage:8}FAILED: {type(error).__name__}: {error}", flush=True)
-            continue
-        results.append("gpu_train", [{**facts, **row} for row in rows], options.out)
-        for row in rows:
-            print(f"{stage:8}" + "".join(f"{name} {row[name]}  " for name in COLUMNS), flush=True)
-    return 1 if failed else 0
+    check_vocabulary(parser, options.vocabulary, source)
+    known = {"model": options.model, "vocabulary": options.vocabulary, "data": source.label, "dtype": "bf16"}
+    bench = Bench("train", options, **known)
+    place = torch.device(options.device)
+    model = cache(lambda: random_model(options.model, options.vocabulary, torch.bfloat16, place).train())
+    order = [(users, stage, "stock") for users in options.users for stage in STAGES]
+    order.insert(len(STAGES), (options.users[0], "pft-s", "loop"))
+    order.append((options.users[0], "text", "loop"))
+    return bench.run(
+        [
+            Part(f"{users}/{stage}/{against}", partial(measure, bench, model, stage, source, users, against))
+            for users, stage, against in order
+        ]
+    )
 
 
-COLUMNS = ("contestant", "median_ms", "ratio", "mfu", "peak_gb", "syncs", "loss")
+def check_vocabulary(parser: argparse.ArgumentParser, vocabulary: int, source: Source) -> None:
+    """Ends the program where the table would lack tokens of the prompt."""
+    needed = source.prompt.num_embeddings
+    if vocabulary < needed:
+        parser.error(f"--vocabulary: expected at least the {needed} of the prompts' tokenizer, got {vocabulary}")
+    print(f"the embedding table has {vocabulary} rows, {needed} of them for the tokenizer of {source.label}")
 
 
-def machine_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else machine.facts()["cpu"]
-
-
-def peak_of(name: str) -> float:
-    """Of a device by its name; not a number where it is not known."""
-    return next((peak for key, peak in PEAKS.items() if key in name), float("nan"))
-
-
-def measure(
-    model: Any, stage: str, source: Source, users: int, device: str, peak: float, out: Path, rounds: int = 5
-) -> list[Row]:
+def measure(bench: Bench, make: Any, stage: str, source: Source, users: int, against: str) -> Iterator[Row]:
     """A row for each trainer; times of those that fit the memory and have our loss."""
-    made = [batch.to(device) for batch in batches(source, POLICIES[stage], users, COUNT)]
-    shared = batches(source, POLICIES[stage], users, COUNT, share=True, plan=device == "cuda")
-    shared = [batch.to(device) for batch in shared]
-    timed = calls(model, made, shared, [each for each in TRAINERS if each.name != LOOP])
-    peaks = {name: peak_gigabytes(call, device) for name, call in timed.items()}
-    losses = {name: float(call(0)[1]) for name, call in timed.items() if peaks[name] is not None}
-    timed = {name: call for name, call in timed.items() if name in losses and agrees(losses[name], losses.get(OURS))}
-    sampler = bench_gpu.sample if device == "cuda" else None
-    timings = {each.name: each for each in harness.measure(timed, max_rounds=rounds, sampler=sampler)}
-    ratios = harness.ratios(list(timings.values()), [name for name in peaks if name != OURS])
-    syncs = waits(timed[OURS]) if device == "cuda" and OURS in timed else float("nan")
-    if OURS in timed:
-        results.write(out / f"profile-train-{stage}.txt", profile(timed[OURS]))
-    rows: list[Row] = []
+    model, policy, rounds = make(), POLICIES[stage], bench.options.rounds
+    made = [batch.to(bench.device) for batch in batches(source, policy, users, COUNT)]
+    shared = batches(source, policy, users, COUNT, share=True, plan=bench.device == "cuda")
+    shared = [batch.to(bench.device) for batch in shared]
+    field = [each for each in TRAINERS if each.attached or (each.name == LOOP) == (against == "loop")]
+    timed = calls(model, made, shared, field)
+    peaks, losses = first_calls(model, timed, bench.device)
+    status = {name: state(peaks[name], losses.get(name), losses.get(OURS)) for name in timed}
+    timed = {name: call for name, call in timed.items() if status[name] == OK}
+    limits: dict[str, Any] = {"min_rounds": 1, "max_rounds": rounds, "budget": 20.0}
+    take = device.sampler(bench.device) if against == "stock" else device.wall_sampler(bench.device)  # a loop is host
+    timings = {each.name: each for each in harness.measure(timed, sampler=take, **limits)}
+    ratios = harness.ratios(list(timings.values()), [each.name for each in field if not each.attached])
     for name in peaks:
         own = shared if name == OURS else made
-        row: Row = {"stage": stage, "users": users, "rows": len(own[0].position_ids), "contestant": name}
-        useful = sum([flops(model, batch) for batch in own]) / len(own)
-        seconds = timings[name].milliseconds() / 1e3 if name in timings else float("nan")
-        row |= {"median_ms": round(seconds * 1e3, 2), "ratio": round(ratios.get(name, float("nan")), 2)}
-        row |= {"mfu": round(useful / seconds / peak / 1e12, 4), "syncs": syncs if name == OURS else float("nan")}
-        row |= {"peak_gb": "out of memory" if peaks[name] is None else round(peaks[name] or 0, 2)}
-        rows.append(row | {"loss": losses.get(name, float("nan"))})
-    return rows
+        row: Row = {"setting": stage, "mode": against, "users": users, "rows": len(own[0].position_ids)}
+        row |= {"contestant": name, "loss": round(losses.get(name, gpu.NAN), 4), "status": status[name]}
+        if (peak := peaks[name]) is not None:
+            row |= {"peak_mb": round(peak)}
+        if name in timings:
+            useful = sum(flops(model, batch) for batch in own) / len(own) / 1e12
+            row |= timing_row(timings[name], ratios[name]) | utilisation(bench, useful, timings[name])
+        if name == OURS and name in timings:
+            row |= {"syncs": device.waits(timed[name], bench.device)}
+            row |= {"wall_ms": round(device.wall_ms(timed[name], bench.device, rounds), 2)}
+        yield row
+    if OURS in timed and against == "stock":
+        bench.note(f"{stage}, {users} users", device.profile(timed[OURS], bench.device))
 
 
-def peak_gigabytes(call: harness.Call, device: str) -> float | None:
-    """What a first call adds at its highest, gradients included, weights not; None where it does not fit."""
-    if device == "cpu":
-        return machine.peak_megabytes(lambda: call(0)) / 1e3
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    try:
-        call(0)
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return None
-    return (torch.cuda.max_memory_allocated() - before) / 1e9
+def first_calls(
+    model: Any, timed: dict[str, harness.Call], place: str
+) -> tuple[dict[str, float | None], dict[str, float]]:
+    """What each first call adds at its highest, gradients included, weights not, and its loss if it fits."""
+    peaks: dict[str, float | None] = {}
+    losses: dict[str, float] = {}
+    for name, call in timed.items():
+        answers: list[Any] = []
+        model.zero_grad(set_to_none=True)  # a peer that did not fit left some
+        peaks[name] = device.peak_megabytes(lambda call=call, answers=answers: answers.append(call(0)), place)  # type: ignore[misc]
+        for own, loss in answers:
+            losses[name] = float(loss)
+            own.zero_grad(set_to_none=True)  # else the next call would seem to add so much less
+    return peaks, losses
 
 
-def agrees(loss: float, ours: float | None) -> bool:
-    """Whether a trainer's loss is ours; any is where ours does not fit the memory."""
-    return ours is None or abs(loss - ours) <= TOLERANCE * abs(ours)
+def state(peak: float | None, loss: float | None, ours: float | None) -> str:
+    """A row's status: where ours does not fit the memory, any loss is right."""
+    if peak is None or loss is None:
+        return OUT_OF_MEMORY
+    agrees = ours is None or abs(loss - ours) <= TOLERANCE * abs(ours)
+    return OK if agrees else "another loss than ours"
+
+
+def timing_row(timing: harness.Timing, ratio: float) -> Row:
+    """Its times and how many times faster it is than the cell's best peer."""
+    times = {
+        name: round(timing.milliseconds(q), 3) for name, q in (("median_ms", 0.5), ("p20_ms", 0.2), ("p80_ms", 0.8))
+    }
+    return {**times, "rounds": len(timing.seconds), "contended": timing.contended, "ratio": round(ratio, 3)}
+
+
+def utilisation(bench: Bench, teraflops: float, timing: harness.Timing) -> Row:
+    """Useful operations a second, and their share of what the device was measured to do, and of its data sheet."""
+    rate = teraflops / (timing.milliseconds() / 1e3)
+    row: Row = {"tflops": float(f"{rate:.4g}")}
+    for column, peak in (("mfu", "matmul_tflops"), ("sheet_mfu", "sheet_tflops")):
+        row[column] = float(f"{rate / float(bench.facts[peak] or gpu.NAN):.4g}")
+    return row
 
 
 def flops(model: Any, batch: PackedBatch) -> float:
@@ -139,31 +161,6 @@ def flops(model: Any, batch: PackedBatch) -> float:
     attention = 2 * config.num_hidden_layers * config.hidden_size * seen
     products = body * rows - last * (rows - supervised) + supervised * config.vocab_size * config.hidden_size
     return 3 * (2 * products + attention)
-
-
-def waits(call: harness.Call) -> int:
-    """How often a step makes the host wait for the device."""
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
-            call(0)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(each.message) for each in seen)
-
-
-def profile(call: harness.Call) -> str:
-    """Operators by time in three steps."""
-    from torch.profiler import profile as profiler
-
-    with profiler() as seen:
-        for round_ in range(3):
-            call(round_)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-    order = "device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-    return seen.key_averages().table(sort_by=order, row_limit=25)
 
 
 if __name__ == "__main__":

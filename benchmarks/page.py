@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from . import markdown, results
+from . import gpu_page, markdown, results
 from .bench_segments import DENSE, GATHERED
 from .bench_train import PART
 from .bench_visits import FRESH, KEPT
@@ -314,6 +314,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "users who return": visits,
     "packing": packing,
     "losses": losses,
+    **gpu_page.TABLES,
 }
 _MODELS = {
     "tiny, cut": "hidden 128, 4 layers, cut vocabulary",

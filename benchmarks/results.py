@@ -15,6 +15,7 @@ Columns, in this order: where it was measured (`machine.facts`), `data` and what
     rows_per_s          the median, beside targets as `_per_s`
     epoch_targets, epoch_rows, epoch_s
                         of an epoch: counted, counted, and extrapolated from the median
+    status              "ok", or why nothing was measured (`gpu.py`, whose other columns are named there)
     floor_rows          the fewest rows that the epoch's prompts can be read in (`floor.py`)
 """
 

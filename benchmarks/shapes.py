@@ -43,6 +43,8 @@ SHAPES = {
         Shape("C", "ml-1m", users=16, items=1435, group=20),  # the longest user's length
     )
 }
+LONG = Shape("long", "ml-1m", users=64, items=1435, group=20)
+"""On a GPU only: more bytes than any cache there holds."""
 LOOP = Shape("loop", "ml-1m", users=1, items=6, group=2)
 """Where the paper's loop is timed backward: seconds for its four compressed items, minutes for A16."""
 BATCHES = 4
@@ -111,6 +113,19 @@ class Size:
     @classmethod
     def of(cls, batch: PackedBatch) -> "Size":
         return cls(len(batch.ids), len(batch.position_ids), len(batch.ids.unique()))
+
+    def least_rows_moved(self, mode: str) -> int:
+        """Rows of d elements that memory must read or write, if a cache serves all that is read again.
+
+        As `table_rows_moved`, each row counted once: U gathered, R written; R of the output's gradient read.
+        """
+        backward = {
+            "forward": 0,
+            "sparse": self.rows + self.distinct,
+            "accumulate": self.rows + 2 * self.distinct,
+            "dense": self.rows + VOCABULARY,
+        }
+        return self.distinct + self.rows + backward[mode]
 
     def table_rows_moved(self, mode: str) -> int:
         """Rows of d elements that the mode has to read or write, each occurrence counted.

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from patchrec_fast import Catalogue, Prompt, data
 from patchrec_fast.data import Dataset
@@ -95,12 +96,19 @@ def synthetic(mean_tokens: float) -> Source:
         item_ids=np.array(list(dataset.titles)),
         titles=list(dataset.titles.values()),
     )
-    prompt = SimpleNamespace(
+    prompt = bare_prompt(ids[:75], _VOCABULARY)
+    return Source("synthetic ids", dataset, catalogue, prompt)
+
+
+def bare_prompt(ids: NDArray[np.int32], vocabulary: int) -> Prompt:
+    """A prompt without a tokenizer: 40 of the ids before the history and the others behind it, and three marks behind
+    the vocabulary, whose last token ends a turn."""
+    made = SimpleNamespace(
         prefix=ids[:40],
-        suffix=ids[40:75],
-        separator=_VOCABULARY + 2,
-        end_of_turn=_VOCABULARY - 1,
+        suffix=ids[40:],
+        separator=vocabulary + 2,
+        end_of_turn=vocabulary - 1,
         separators=True,
-        num_embeddings=_VOCABULARY + 3,
+        num_embeddings=vocabulary + 3,
     )
-    return Source("synthetic ids", dataset, catalogue, cast(Prompt, prompt))
+    return cast(Prompt, made)

@@ -23,6 +23,7 @@ from . import (
     index_add,
     per_item_loop,
     segment_reduce,
+    sparse_mm,
 )
 
 MODES = ("forward", "dense", "dense+sgd", "sparse", "accumulate")
@@ -36,6 +37,8 @@ PEERS = {
     "segment_reduce": segment_reduce,
     "per-item loop": per_item_loop,
 }
+GPU_PEERS = {"sparse.mm": sparse_mm}
+"""Beside these on a GPU; MKL takes no bfloat16."""
 _SPARSE = ("embedding_bag sparse",)
 _LOOP = ("per-item loop",)
 _DENSE = tuple(name for name in PEERS if name not in _SPARSE + _LOOP)
@@ -51,7 +54,8 @@ class Contestant(NamedTuple):
 
 def peer(name: str) -> Contestant:
     """The peer of that name."""
-    return Contestant(name, PEERS[name].prepare, PEERS[name].compress)
+    found = (PEERS | GPU_PEERS)[name]
+    return Contestant(name, found.prepare, found.compress)
 
 
 def ours(mode: str) -> Contestant:
@@ -65,9 +69,11 @@ def ours(mode: str) -> Contestant:
     return Contestant(OURS, lambda batch, dtype: batch, call)
 
 
-def contestants(mode: str, *, loop: bool = False) -> list[Contestant]:
-    """Ours first, then every peer that has the mode; the loop's backward only where asked for."""
+def contestants(mode: str, *, loop: bool = False, gpu: bool = False) -> list[Contestant]:
+    """Ours first, then every peer that has the mode; the loop's backward, and GPU_PEERS, only where asked for."""
     names = {"sparse": _SPARSE, "accumulate": _DENSE + _SPARSE}.get(mode, _DENSE)
     if mode == "forward" or loop:
         names += _LOOP
+    if gpu and mode != "sparse":
+        names += tuple(GPU_PEERS)
     return [ours(mode), *(peer(name) for name in names)]

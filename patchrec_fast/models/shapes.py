@@ -20,8 +20,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32,
         "num_key_value_heads": 8,
     },
+    "1.7b": {
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+    },
 }
-"""With Llama-3's vocabulary, the second has 98 million parameters and the last is Llama-3.2-1B's."""
+"""With Llama-3's vocabulary, the second has 98 million parameters and the third is Llama-3.2-1B's. The last has the
+sizes of Qwen3-1.7B, without its norms of queries and keys."""
 _POSITIONS = 131_072
 
 

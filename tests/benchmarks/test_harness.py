@@ -87,6 +87,15 @@ def test_bytes_are_counted_by_hand():
     assert size.table_rows_moved("dense+sgd") == 5 + 3 + table + 3 * table
 
 
+def test_the_least_bytes_are_counted_by_hand():
+    """Two rows of three tokens of two ids: each row once."""
+    size = shapes.Size(tokens=3, rows=2, distinct=2)
+    assert size.least_rows_moved("forward") == 2 + 2
+    assert size.least_rows_moved("sparse") == 4 + 2 + 2
+    assert size.least_rows_moved("accumulate") == 4 + 2 + 4
+    assert size.least_rows_moved("dense") == 4 + 2 + shapes.VOCABULARY
+
+
 @pytest.fixture(scope="module")
 def work():
     pytest.importorskip("transformers")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import gate, shapes
-from benchmarks.peers import MODES, PEERS, Contestant, contestants, ours, peer
+from benchmarks.peers import GPU_PEERS, MODES, PEERS, Contestant, contestants, ours, peer
 from patchrec_fast import PackedBatch
 
 
@@ -56,7 +56,14 @@ def test_peer_is_the_op(name, csr, dtype):
     gate.check(peer(name), CSRS[csr](), dtype, width=33)
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", GPU_PEERS)
+@pytest.mark.parametrize("csr", CSRS)
+def test_peer_of_gpus_is_the_op(name, csr):
+    """In float64, which every device takes."""
+    gate.check(peer(name), CSRS[csr](), torch.float64, width=33)
+
+
+@pytest.mark.parametrize("name", [*PEERS, *GPU_PEERS])
 def test_peer_on_real_layout(name, packed):
     gate.check(peer(name), packed, torch.float64)
 
