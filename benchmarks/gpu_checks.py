@@ -209,7 +209,8 @@ def waiting_model(place: str, source: Source) -> Iterator[Row]:
     packer = Packer(source.catalogue, source.prompt, bench_decode.POLICIES["SessionPatches(5)"], bench_decode.ITEMS)
     histories = bench_decode.histories_of(source, 2)
     model, fresh = (bench_decode.tiny(source.prompt.num_embeddings, quick=True).to(place) for _ in range(2))
-    expected = Recommender(model, packer).recommend(histories, cuda_graphs=False).items.tolist()
+    histories, asked = histories * 3, {"batch_size": len(histories)}  # a call is captured at its second use
+    expected = Recommender(model, packer).recommend(histories, cuda_graphs=False, **asked).items.tolist()
 
     def wait(module: Any, inputs: Any, out: Tensor) -> None:
         out.sum().item()
@@ -218,18 +219,18 @@ def waiting_model(place: str, source: Source) -> Iterator[Row]:
     rec, before = Recommender(model, packer), torch.cuda.current_stream()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        got = rec.recommend(histories).items.tolist()
+        got = rec.recommend(histories, **asked).items.tolist()
     assert torch.cuda.current_stream() == before, "the current stream is another"
     assert any("cannot be captured" in str(each.message) for each in seen), "no warning"
     assert got == expected, "other titles"
     raised = ""
     try:
-        rec.recommend(histories, cuda_graphs=True)
+        rec.recommend(histories, cuda_graphs=True, **asked)
     except RuntimeError as error:
         raised = str(error)
     assert "cannot be captured" in raised, f"cuda_graphs=True raised {raised!r}"
     assert torch.cuda.current_stream() == before, "the current stream is another after an error"
-    again = Recommender(fresh, packer).recommend(histories, cuda_graphs=True).items.tolist()
+    again = Recommender(fresh, packer).recommend(histories, cuda_graphs=True, **asked).items.tolist()
     assert again == expected, "other titles with a graph afterwards"
     yield _row(0.0, contestant=OURS)
 

@@ -8,6 +8,7 @@ trace of the operators that one call calls.
 import contextlib
 import copy
 import itertools
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -136,12 +137,12 @@ class Waits(TorchDispatchMode):
 def test_a_call_waits_for_nobody(unchecked, monkeypatch, make_model, packer, histories, family, options):
     watched = []
 
-    def call(self, function):
+    def call(self, key, function):
         with Waits():
             function()
         watched.append(function.func.__name__)
 
-    monkeypatch.setattr(cuda_graph.CudaGraph, "__call__", call)
+    monkeypatch.setattr(cuda_graph.CudaGraphs, "__call__", call)
     both(monkeypatch, pf.Recommender(make_model(family), packer), histories, k=5, **options)
     assert set(watched) == {"_read", "_choose"}
 
@@ -157,18 +158,18 @@ def test_a_recorded_call_serves_all_of_its_size(unchecked, monkeypatch, make_mod
     """The operators of the second of a size alone, over and over, for batches of other lengths too."""
     traces, replays = [], []
 
-    def call(self, function):
-        self._runs += 1
-        if self._runs == 1:
+    def call(self, key, function):
+        if key not in self._graphs:
+            self._graphs[key] = None
             return function()
-        if self._graph is None:
-            self._graph = recorded(function)
+        if self._graphs[key] is None:
+            self._graphs[key] = recorded(function)
             traces.append(function.func.__name__)
         else:
             replays.append(function.func.__name__)
-        return self._graph()
+        return self._graphs[key]()
 
-    monkeypatch.setattr(cuda_graph.CudaGraph, "__call__", call)
+    monkeypatch.setattr(cuda_graph.CudaGraphs, "__call__", call)
     rec = pf.Recommender(make_model(family), packer)
     options = {"k": 5, "batch_size": 2, "exclude_seen": True}
     grown, fixed = both(monkeypatch, rec, histories[::-1] + histories[1:], **options)
@@ -198,75 +199,84 @@ def changing(search):
     return [value for value in held if isinstance(value, torch.Tensor)]
 
 
+class Stream:
+    device = torch.device("cuda")
+
+    def __init__(self, calls):
+        self.wait_stream = lambda other: calls.append("wait")
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """cuda(capture): CUDA's calls, listed, and the current stream; `capture` is what `torch.cuda.graph` is."""
+
+    def pretend(capture):
+        calls = []
+        current = [Stream(calls)]
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream(calls))
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
+        monkeypatch.setattr(torch.cuda, "set_stream", current.append)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: calls.append("replay")))
+        monkeypatch.setattr(torch.cuda, "graph", contextlib.contextmanager(partial(capture, calls, current)))
+        return calls, current
+
+    return pretend
+
+
+ASIDE = ["wait", "run", "wait"]
+
+
 @pytest.mark.parametrize("required", [False, True])
 @pytest.mark.parametrize("works", [False, True])
-def test_what_is_asked_of_cuda(monkeypatch, works, required):
-    """Two runs aside, one capture, replays; and what happens where the capture fails."""
-    calls = []
+def test_what_is_asked_of_cuda(cuda, works, required):
+    """One run aside, one capture, replays, of each function; and what happens where the capture fails."""
 
-    class Stream:
-        device = torch.device("cuda")
-
-        def wait_stream(self, other):
-            calls.append("wait")
-
-    class Graph:
-        def replay(self):
-            calls.append("replay")
-
-    @contextlib.contextmanager
-    def capture(graph, pool, stream, capture_error_mode):
+    def capture(calls, current, graph, pool, stream, capture_error_mode):
+        assert pool == "pool"
         calls.append("capture")
         current.append(stream)
         yield
         if not works:
             raise RuntimeError("operation not permitted when stream is capturing")  # and the stream stays, as torch's
 
-    current = [before := Stream()]
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
-    monkeypatch.setattr(torch.cuda, "set_stream", current.append)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", capture)
-    replayed = cuda_graph.CudaGraph(Stream(), None, required)
-    function = lambda: calls.append("run")  # noqa: E731 - one expression
-    for _ in range(2):
-        replayed(function)
-    aside = ["wait", "run", "wait"]
-    assert calls == aside * 2
+    calls, current = cuda(capture)
+    before = current[-1]
+    graphs = cuda_graph.CudaGraphs(torch.device("cuda"), required)
+    for key in "ab":
+        graphs(key, lambda: calls.append("run"))
+    assert calls == ASIDE * 2
     calls.clear()
     if works:
-        for _ in range(3):
-            replayed(function)
-        assert calls == ["capture", "run", "replay", "replay", "replay"]
+        for key in "aabab":
+            graphs(key, lambda: calls.append("run"))
+        captured = ["capture", "run", "replay"]
+        assert calls == [*captured, "replay", *captured, "replay", "replay"]
     elif required:
         with pytest.raises(RuntimeError, match=r"cuda_graphs=True: .* cannot be captured .* not permitted"):
-            replayed(function)
+            graphs("a", lambda: calls.append("run"))
     else:
         with pytest.warns(UserWarning, match="launched from Python"):
-            replayed(function)
-        replayed(function)
-        assert calls == ["capture", "run", *aside, *aside]
+            graphs("a", lambda: calls.append("run"))
+        for key in "ab":  # nothing is tried again
+            graphs(key, lambda: calls.append("run"))
+        assert calls == ["capture", "run", *ASIDE * 3]
     assert current[-1] is before
 
 
-def test_no_memory_for_a_capture(monkeypatch):
+def test_no_memory_for_a_capture(cuda):
     """Is for who halves the batch, and no reason to go on without."""
 
-    @contextlib.contextmanager
-    def capture(graph, pool, stream, capture_error_mode):
+    def capture(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
         yield
 
-    for name in ("current_stream", "set_stream", "stream", "CUDAGraph"):
-        monkeypatch.setattr(torch.cuda, name, lambda *args: SimpleNamespace(device=None))
-    monkeypatch.setattr(torch.cuda, "graph", capture)
-    replayed = cuda_graph.CudaGraph(SimpleNamespace(device=None))
-    monkeypatch.setattr(replayed, "_aside", lambda *args: None)
-    for _ in range(2):
-        replayed(lambda: None)
+    cuda(capture)
+    graphs = cuda_graph.CudaGraphs(torch.device("cuda"))
+    graphs("a", lambda: None)
     with pytest.raises(torch.OutOfMemoryError):
-        replayed(lambda: None)
+        graphs("a", lambda: None)
 
 
 @pytest.mark.parametrize("seed", range(5))

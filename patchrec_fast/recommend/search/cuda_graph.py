@@ -5,44 +5,42 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable
-from typing import Any
 
 import torch
 
-_WARM = 2  # runs before the capture: kernels are compiled and chosen, workspaces allocated
 
+class CudaGraphs:
+    """Runs functions that take and give nothing and whose tensors stay where they are, one after another.
 
-class CudaGraph:
-    """Runs one function, which takes and gives nothing and whose tensors stay where they are.
-
-    On CUDA it runs as it is twice, on a stream of its own as captures ask for, and is then captured and replayed. On
-    another device it runs as it is.
+    On CUDA each runs as it is once, on a stream of its own as captures ask for: kernels are compiled and chosen,
+    workspaces allocated. At its second run it is captured, and from then on replayed. What the graphs need besides is
+    in one pool of memory, where one may write over what another has left. On another device functions run as they are.
     """
 
-    def __init__(self, stream: torch.cuda.Stream | None, pool: Any = None, required: bool = False) -> None:
+    def __init__(self, device: torch.device, required: bool = False) -> None:
         """Set up.
 
         Args:
-            stream: of runs that are no replays, and of the capture; None where there is no CUDA.
-            pool: of the memory that the graph takes; others of the same pool may write over what it leaves there.
-            required: what cannot be captured raises; else it runs as it is, with a warning.
+            required: what cannot be captured raises; else all run as they are from then on, with a warning.
         """
-        self._stream, self._pool = stream, pool
-        self._required, self._runs = required, 0
-        self._graph: torch.cuda.CUDAGraph | None = None
+        on_cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if on_cuda else None
+        self._pool = torch.cuda.graph_pool_handle() if on_cuda else None
+        self._required, self._capture = required, True
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}  # None of a function that ran once
 
-    def __call__(self, function: Callable[[], None]) -> None:
-        """Runs it once; the same function each time."""
+    def __call__(self, key: Hashable, function: Callable[[], None]) -> None:
+        """Runs a function once; the same one each time for a key."""
         if self._stream is None:
             function()
             return
-        if self._runs == _WARM:
-            self._graph = self._captured(function, self._stream)
-        if self._graph is None:
+        if key in self._graphs and self._graphs[key] is None and self._capture:
+            self._graphs[key] = self._captured(function, self._stream)
+        graph = self._graphs.setdefault(key, None)
+        if graph is None:
             self._aside(function, self._stream)
         else:
-            self._graph.replay()
-        self._runs += 1
+            graph.replay()
 
     def _captured(self, function: Callable[[], None], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph | None:
         graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(stream.device)
@@ -53,6 +51,7 @@ class CudaGraph:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            self._capture = False
             reason = f"the model's step cannot be captured as a CUDA graph: {error}"
             if self._required:
                 raise RuntimeError(f"cuda_graphs=True: {reason}") from error
@@ -68,19 +67,3 @@ class CudaGraph:
         with torch.cuda.stream(stream):
             function()
         here.wait_stream(stream)
-
-
-class CudaGraphs(dict[Hashable, CudaGraph]):
-    """A graph for each of several functions that run one after another: all in one pool of memory."""
-
-    def __init__(self, device: torch.device, required: bool = False) -> None:
-        """Set up, empty; `required` as of `CudaGraph`."""
-        super().__init__()
-        on_cuda = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if on_cuda else None
-        self._pool, self._required = torch.cuda.graph_pool_handle() if on_cuda else None, required
-
-    def __missing__(self, key: Hashable) -> CudaGraph:
-        """A new one, for a function that has not run."""
-        self[key] = CudaGraph(self._stream, self._pool, self._required)
-        return self[key]

@@ -61,7 +61,7 @@ class StaticBeamSearch:
             trie: on the model's device.
             scorer: the same object for all batches.
             cache: with `tree_rows(trie, users, config.beams)` rows.
-            graphs: runs the functions; empty.
+            graphs: runs the functions; of nobody else.
         """
         users, beams, device = cache.capacity[0], config.beams, trie.token.device
         shape = users, beams
@@ -111,9 +111,9 @@ class StaticBeamSearch:
                 break
             if unread:
                 sizes = rounded(unread), rounded(most)
-                self._graphs[("read", *sizes)](partial(self._read, *sizes))
+                self._graphs(("read", *sizes), partial(self._read, *sizes))
             size = min(rounded(beams), self._score.numel())
-            self._graphs["choose", size](partial(self._choose, size))
+            self._graphs(("choose", size), partial(self._choose, size))
         prompts.num_scored += self._num_scored[:users]
         return best(self._config, Hypotheses(*(column[:users].clone() for column in self._done)))
 
