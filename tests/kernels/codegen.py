@@ -23,9 +23,6 @@ from patchrec_kernels import _tl, compress
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-TARGETS = {f"sm_{n}": GPUTarget("cuda", n, 32) for n in (80, 86, 89, 90, 100, 120)} | {
-    "gfx942": GPUTarget("hip", "gfx942", 64)
-}
 TYPES = {
     "token_weight_ptr": "*fp32",
     "scale_ptr": "*fp32",

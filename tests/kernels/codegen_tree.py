@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from patchrec_kernels import _tree, tree_attention
 
-from tests.kernels.codegen import ITEMSIZES, TARGETS, Case, Facts
-from tests.kernels.occupancy import MULTIPROCESSORS, blocks
+from benchmarks.occupancy import MULTIPROCESSORS, TARGETS, blocks
+from tests.kernels.codegen import ITEMSIZES, Case, Facts
 
 TYPES = {
     "cu_seqlens_ptr": "*i32", "cu_rows_ptr": "*i32", "path_ptr": "*i64", "mean_ptr": "*fp32", "lse_ptr": "*fp32",
@@ -88,14 +88,14 @@ def breaches(case: Case, arch: str, found: Facts) -> list[str]:
     return said
 
 
-def mutants() -> dict[str, tuple[Case, str]]:
-    """Changes that spoil the first program on sm_90, and words of the breach that each must be told by."""
+def mutants() -> dict[str, tuple[Case, str, str]]:
+    """Changes that spoil the first program, where, and words of the breach that each must be told by."""
     good = next(cases("sm_90", 128))
-    wide = good.constants | {"BLOCK_N": 64}
-    single = next(cases("sm_90", 64, "fp32"))
+    wide = replace(good, constants=good.constants | {"BLOCK_N": 64}, options=good.options | {"num_stages": 4})
     return {
-        "tensors not aligned": (replace(good, aligned=False), "copies of 16 bytes"),
-        "fp32 as if 16 bits": (replace(single, types=single.types | {"query_ptr": "*tf32"}), ""),
-        "many keys": (replace(good, constants=wide, options=good.options | {"num_stages": 4}), "blocks on a"),
-        "few registers": (replace(good, options=good.options | {"maxnreg": 96}), "bytes of local memory"),
+        "tensors not aligned": (replace(good, aligned=False), "sm_90", "copies of 16 bytes"),
+        "one stage": (replace(good, options=good.options | {"num_stages": 1}), "sm_90", "copies of 16 bytes"),
+        "many keys": (wide, "sm_90", "1 blocks on a multiprocessor, expected 2"),
+        "many keys, a small card": (wide, "sm_86", "bytes shared, expected at most 101376"),
+        "few registers": (replace(good, options=good.options | {"maxnreg": 96}), "sm_90", "bytes of local memory"),
     }

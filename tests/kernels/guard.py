@@ -5,7 +5,7 @@ Every pointer that a kernel is given points into an address space of its own, wh
 translated to the tensor it belongs to, so one that leaves its tensor cannot hit the neighbour, or a gap between rows:
 it raises. So does a load of what nobody wrote, from memory that `patchrec_kernels` allocated without filling it; so do
 two programs of a launch that write one element, or one that reads what another writes. Programs run in random order,
-and every launch is repeated from the same memory in another order, which has to give the same bits.
+and the first launch of each kernel is repeated from the same memory in another order, which has to give the same bits.
 
 Not seen: what only compiled code does (alignment of wide accesses, order within a program), and what a mask hides.
 """
@@ -104,6 +104,7 @@ class Guard:
         self._regions: list[Region] = []
         self._order: list[tuple[int, int, int]] = []
         self._program = 0
+        self._repeated: set[str] = set()
 
     def install(self, monkeypatch: Any) -> None:
         """Until the end of the test."""
@@ -151,7 +152,8 @@ class Guard:
         ]
         results = []
         before = [storage.data.copy() for storage in known.values()]
-        for _ in range(2):
+        name = executor.fn.__name__
+        for _ in range(1 if name in self._repeated else 2):
             for storage, data in zip(known.values(), before, strict=True):
                 storage.data[:] = data
                 storage.forget()
@@ -161,8 +163,9 @@ class Guard:
             self._program = 0
             run()
             results.append([storage.data.copy() for storage in known.values()])
-        if not all(map(np.array_equal, *results)):
-            raise Fault(f"{executor.fn.__name__}: programs in another order give other bits")
+        self._repeated.add(name)
+        if not all(map(np.array_equal, results[0], results[-1])):
+            raise Fault(f"{name}: programs in another order give other bits")
 
     def _storage(self, x: Tensor) -> Storage:
         storage = x.untyped_storage()

@@ -90,12 +90,12 @@ def test_an_order_that_matters_is_caught(guard, monkeypatch):
         add_up[(8,)](torch.arange(8.0), torch.zeros(1))
 
 
-def test_what_nobody_wrote_is_not_read(monkeypatch):
+def test_what_nobody_wrote_is_not_read():
     """Of memory that the kernels' package allocates."""
     x, out = torch.arange(20.0), torch.zeros(20)
-    monkeypatch.setitem(globals(), "__name__", "patchrec_kernels.test")
-    fresh, other = torch.empty(20), x.new_empty(20)
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "__name__", "patchrec_kernels.test")
+        fresh, other = torch.empty(20), x.new_empty(20)
     launch(x, fresh, n=19)
     launch(fresh, out, n=19)
     for memory in (fresh, other):
@@ -106,7 +106,11 @@ def test_what_nobody_wrote_is_not_read(monkeypatch):
 def attend():
     """Two users, groups of three over two key heads, 24 columns in tiles of 32: nothing is behind the last row."""
     torch.manual_seed(0)
-    query, (key, value), (tree_key, tree_value) = torch.randn(5, 6, 24), torch.randn(2, 23, 2, 24), torch.randn(2, 7, 2, 24)
+    query, (key, value), (tree_key, tree_value) = (
+        torch.randn(5, 6, 24),
+        torch.randn(2, 23, 2, 24),
+        torch.randn(2, 7, 2, 24),
+    )
     path = torch.tensor([[2, -1, -1], [2, 3, -1], [6, -1, -1], [6, 5, -1], [6, 5, 4]])
     cu_seqlens, cu_rows = torch.tensor([0, 20, 23], dtype=torch.int32), torch.tensor([0, 2, 5], dtype=torch.int32)
     tree_attention.tree_attention(

@@ -97,7 +97,10 @@ def test_splits(make, splits):
 def test_random_shapes(make, seed):
     rng = random.Random(seed)
     users = rng.randint(1, 4)
-    counts, lengths = [rng.randint(0, 5) for _ in range(users)], [rng.choice([0, rng.randint(1, 90)]) for _ in range(users)]
+    counts, lengths = (
+        [rng.randint(0, 5) for _ in range(users)],
+        [rng.choice([0, rng.randint(1, 90)]) for _ in range(users)],
+    )
     dtype = list(ROUNDING)[seed % 3]
     heads = {"key_heads": rng.randint(1, 2), "group": rng.randint(1, 9), "d": rng.randint(1, 40)}
     trees = make(counts, lengths, columns=rng.randint(1, 20), dtype=dtype, seed=seed, **heads)

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many blocks of a binary live on a multiprocessor at once, of what it takes and what there is."""
-
-from __future__ import annotations
+"""The GPUs that the kernels are compiled for, and how many blocks of a binary live on a multiprocessor at once."""
 
 from dataclasses import dataclass
+
+from triton.backends.compiler import GPUTarget
+
+TARGETS = {f"sm_{n}": GPUTarget("cuda", n, 32) for n in (80, 86, 89, 90, 100, 120)} | {
+    "gfx942": GPUTarget("hip", "gfx942", 64)
+}
 
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What one has. NVIDIA: CUDA C++ Programming Guide, technical specifications per compute capability. AMD: the CDNA 3
-    ISA guide; a lane of each of its four SIMDs has 512 registers, and its workgroups share 16 barriers."""
+    """What one has. NVIDIA: CUDA C++ Programming Guide, technical specifications per compute capability. AMD: the ISA
+    guide of CDNA 3; a lane of each of its four SIMDs has 512 registers, and its workgroups share 16 barriers."""
 
     block_bytes: int  # shared memory that one block can have
     shared_bytes: int
