@@ -59,9 +59,7 @@ def tile(queries: int, d: int, itemsize: int, target: GPUTarget, shared_bytes: i
     block_n = max(16, min(64, 8192 // (d_tile * itemsize)))
     stages = 2
     if target.backend == "cuda":  # shared memory has the queries, their weights and all stages but one
-        room = (
-            shared_bytes + RESERVED_BYTES
-        ) // PROGRAMS - 2 * RESERVED_BYTES  # once more for what reductions exchange
+        room = (shared_bytes + RESERVED_BYTES) // PROGRAMS - 2 * RESERVED_BYTES  # once more for reductions' exchange
         room -= block_m * (d_tile + block_n) * itemsize
         stages = max(1, min(3, 1 + room // (2 * block_n * d_tile * itemsize)))
     prompts = options | {"num_stages": stages}

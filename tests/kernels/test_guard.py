@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-triton = pytest.importorskip("triton", reason="needs Triton: pip install triton")
+pytest.importorskip("triton", reason="needs Triton: pip install triton")
 
+import triton
 import triton.language as tl
 from patchrec_kernels import _tl, _tree, compress, tree_attention
 
@@ -129,19 +130,19 @@ def pool():
 
 
 MUTANTS = [
-    (_tree, "key_ptr + row * key_stride + columns[None, :]", "key_ptr + row * key_stride + columns[None, :] + 1", "outside"),
+    (_tree, "key_ptr + row * key_stride", "key_ptr + 1 + row * key_stride", "outside"),
     (_tree, "query_ptr + row.to", "query_ptr - 1 + row.to", "outside"),
     (_tree, "target = out_ptr +", "target = out_ptr + 1 +", "outside"),
     (_tree, "mean_ptr + target[:, None] * D", "mean_ptr + 1 + target[:, None] * D", "outside"),
-    (_tree, "mask = there[:, None] & (columns < D)[None, :]", "mask = there[:, None] & (columns < 99)[None, :]", "outside"),
+    (_tree, "mask = there[:, None] & (columns < D)", "mask = there[:, None] & (columns < 99)", "outside"),
     (_tree, "mask = there[:, None] &", "mask = (at == at)[:, None] &", "outside"),
     (_tree, "mask=(g < GROUP)[:, None] & in_row", "mask=(g < 99)[:, None] & in_row", "outside|written by"),
     (_tree, "mask=a < path_columns, other=-1)", "mask=a < 99, other=-1)", "outside"),
-    (_tree, "tl.store(lse_ptr + target, lse, mask=inside)", "tl.store(lse_ptr + target, lse, mask=inside & (m < 3))", "nobody wrote"),
+    (_tree, "target, lse, mask=inside", "target, lse, mask=inside & (m < 3)", "nobody wrote"),
     (_tree, "for split in range(splits):", "for split in range(splits + 1):", "outside"),
     (_tl, "index_ptr + t, mask=inside", "index_ptr + t + 1, mask=inside", "outside"),
     (_tl, "inside = t < end", "inside = t < end + 9", "outside"),
-    (_tl, "mask = inside[:, None] & (columns < D)[None, :]", "mask = inside[:, None] & (columns < 999)[None, :]", "outside"),
+    (_tl, "mask = inside[:, None] & (columns < D)", "mask = inside[:, None] & (columns < 999)", "outside"),
     (_tl, "target = out_ptr + row * D + columns\n", "target = out_ptr + row * D + columns + 1\n", "outside|written by"),
     (_tl, "mask=columns < D, cache_modifier", "mask=columns < 999, cache_modifier", "outside|written by"),
     (_tl, "partial_ptr + slot * D + columns", "partial_ptr + slot + columns", "written by"),
