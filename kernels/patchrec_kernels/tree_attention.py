@@ -25,7 +25,7 @@ Little's law asks for 25 KB on an H200 (4.8 TB/s * 0.7 us / 132 multiprocessors;
 BLOCK_G = 16
 """Queries of a program that reads paths: the heads of one row, and no fewer than matrix units take."""
 RESERVED_BYTES = 1024
-"""Shared memory that the driver keeps of each program."""
+"""Shared memory that NVIDIA's driver keeps of each program."""
 
 
 class Tile(NamedTuple):
@@ -57,11 +57,12 @@ def tile(queries: int, d: int, itemsize: int, target: GPUTarget, shared_bytes: i
         options |= {"num_warps": 8, "maxnreg": 128}
     block_m = max(16, min(triton.next_power_of_2(queries), most))
     block_n = max(16, min(64, 8192 // (d_tile * itemsize)))
-    stages = 2
-    if target.backend == "cuda":  # shared memory has the queries, their weights and all stages but one
-        room = (shared_bytes + RESERVED_BYTES) // PROGRAMS - 2 * RESERVED_BYTES  # once more for reductions' exchange
-        room -= block_m * (d_tile + block_n) * itemsize
-        stages = max(1, min(3, 1 + room // (2 * block_n * d_tile * itemsize)))
+    # Shared memory holds all stages but one, the queries' weights, and on NVIDIA's the queries; and what is reserved,
+    # of which reductions exchange as much again.
+    nvidia = target.backend == "cuda"
+    reserved = RESERVED_BYTES if nvidia else 0
+    room = (shared_bytes + reserved) // PROGRAMS - 2 * reserved - block_m * (block_n + nvidia * d_tile) * itemsize
+    stages = max(1, min(3 if nvidia else 2, 1 + room // (2 * block_n * d_tile * itemsize)))
     prompts = options | {"num_stages": stages}
     paths = {"num_warps": 2 if d_tile <= 64 else 4, "num_stages": 1, "enable_fp_fusion": True}
     return Tile(block_m, block_n, d_tile, prompts, paths)

@@ -25,6 +25,7 @@ CASES = [  # each architecture, type and head dimension somewhere
     ("gfx942", 128, "bf16", 4),
     ("sm_86", 256, "bf16", 128),  # the most shared memory that a group took, on the smallest card
     ("sm_90", 128, "fp32", 71),
+    ("gfx942", 256, "fp32", 1),
 ]
 MUTANTS = codegen_tree.mutants()
 

@@ -194,7 +194,7 @@ def test_the_device_is_asked_nothing(make, monkeypatch):
     with Calls() as calls:
         kernels.tree_attention(*trees, max_rows=100, max_seqlen=1000, scale=1.0, window=3, splits=4)
     assert calls.names <= {"new_empty", "empty", "fill_"}  # fill_: what `poisoned` does
-    assert launched == [(2, 2, 4), (6, 2)]
+    assert launched == [(2 * 2, 2, 4), (6, 2)]  # 18 queries are two tiles
 
 
 def test_splits_fill_the_device():
