@@ -24,6 +24,8 @@ PROGRAMS = 2
 Little's law asks for 25 KB on an H200 (4.8 TB/s * 0.7 us / 132 multiprocessors; not measured)."""
 BLOCK_G = 16
 """Queries of a program that reads paths: the heads of one row, and no fewer than matrix units take."""
+REGISTERS = 65_536
+"""Of an NVIDIA multiprocessor, of any architecture."""
 RESERVED_BYTES = 1024
 """Shared memory that NVIDIA's driver keeps of each program."""
 
@@ -51,10 +53,9 @@ def tile(queries: int, d: int, itemsize: int, target: GPUTarget, shared_bytes: i
     """
     d_tile = max(16, triton.next_power_of_2(d))
     most = min(64, 8192 // d_tile) if itemsize == 2 else 16
-    options: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
+    warps = 4
     if target.backend == "cuda" and target.arch == 90 and itemsize == 2 and d_tile <= 64 and queries > most:
-        most = 128
-        options |= {"num_warps": 8, "maxnreg": 128}
+        most, warps = 128, 8
     block_m = max(16, min(triton.next_power_of_2(queries), most))
     block_n = max(16, min(64, 8192 // (d_tile * itemsize)))
     # Shared memory holds all stages but one, the queries' weights, and on NVIDIA's the queries; and what is reserved,
@@ -63,7 +64,9 @@ def tile(queries: int, d: int, itemsize: int, target: GPUTarget, shared_bytes: i
     reserved = RESERVED_BYTES if nvidia else 0
     room = (shared_bytes + reserved) // PROGRAMS - 2 * reserved - block_m * (block_n + nvidia * d_tile) * itemsize
     stages = max(1, min(3 if nvidia else 2, 1 + room // (2 * block_n * d_tile * itemsize)))
-    prompts = options | {"num_stages": stages}
+    prompts: dict[str, Any] = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    if nvidia:  # left to itself, ptxas spills on sm_100 what it has registers for
+        prompts["maxnreg"] = min(255, REGISTERS // (PROGRAMS * warps * target.warp_size))
     paths = {"num_warps": 2 if d_tile <= 64 else 4, "num_stages": 1, "enable_fp_fusion": True}
     return Tile(block_m, block_n, d_tile, prompts, paths)
 

@@ -47,7 +47,8 @@ def test_the_record_is_bytes_over_bandwidth():
     assert {row["arch"] for row in found} == {"sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942"}
     for row in found:
         for end in ("low", "high"):
-            assert float(row[f"{end}_us"]) == pytest.approx(int(row[f"{end}_bytes"]) / int(row["gb_s"]) / 1e3, abs=0.006)
+            microseconds = int(row[f"{end}_bytes"]) / int(row["gb_s"]) / 1e3
+            assert float(row[f"{end}_us"]) == pytest.approx(microseconds, abs=0.006)
         assert int(row["low_bytes"]) <= int(row["high_bytes"])
 
 
@@ -61,7 +62,7 @@ def test_compress_counts_each_row_it_moves():
         forward += [("table", int(i)) for i in ids[first:last]] + [("out", row)]
         backward += [("grad", row)] * (last - first)
     into = [("into", int(i)) for i in np.unique(ids)]
-    read = {row for row in backward}
+    read = set(backward)
     size = Size(len(ids), len(offsets) - 1, len(np.unique(ids)))
     found = predictions.compress(size, 7, "forward")
     assert (found.low - 7, found.high - 7) == (len(set(forward)) * WIDTH * 2, len(forward) * WIDTH * 2)

@@ -33,13 +33,13 @@ MUTANTS = codegen_tree.mutants()
 @pytest.mark.parametrize(("arch", "d", "dtype", "group"), CASES)
 def test_shipped_program_holds(arch, d, dtype, group):
     for case in codegen_tree.cases(arch, d, dtype, group=group):
-        assert codegen_tree.breaches(case, arch, codegen.facts(case, codegen.TARGETS[arch])) == [], case.name
+        assert codegen_tree.breaches(case, arch, codegen.facts(case, occupancy.TARGETS[arch])) == [], case.name
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name):
     case, arch, words = MUTANTS[name]
-    said = codegen_tree.breaches(case, arch, codegen.facts(case, codegen.TARGETS[arch]))
+    said = codegen_tree.breaches(case, arch, codegen.facts(case, occupancy.TARGETS[arch]))
     assert any(words in breach for breach in said), said
 
 
@@ -52,7 +52,7 @@ def test_products_without_matrix_units_are_caught():
 
 def test_the_sweep_has_every_kind():
     """Types, head dimensions, the least and the largest group, and every height of tile."""
-    for arch in codegen.TARGETS:
+    for arch in occupancy.TARGETS:
         names = [case.name for case in codegen_tree.shipped(arch)]
         assert len(names) == len(set(names))
         for dtype in ("bf16", "fp16", "fp32"):
