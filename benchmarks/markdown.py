@@ -67,6 +67,8 @@ def table(head: list[str], lines: list[list[str]], found: list[Record]) -> str:
 def origin(found: list[Record]) -> str:
     commits = ", ".join(dict.fromkeys(row["commit"] for row in found))
     places = dict.fromkeys(", ".join(row[key] for key in ("cpu", "machine") if key in row) for row in found)
-    versions = ", ".join(dict.fromkeys(f"torch {row['torch']}" for row in found if "torch" in row))
+    versions = ", ".join(
+        dict.fromkeys(f"{name} {row[name]}" for row in found for name in ("torch", "triton") if name in row)
+    )
     where = "; ".join(filter(None, [*places, versions]))
     return f"*{where + '; ' if where else ''}commits {commits}.*"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks.page`: makes the tables of docs/benchmarks.md from the recorded results.
+"""`python -m benchmarks.page`: makes the tables of docs/benchmarks.md and docs/gpu.md from the recorded results.
 
-The page's prose is written by hand; what stands between `<!-- table: NAME -->` and `<!-- end -->` is made here, of the
+Their prose is written by hand; what stands between `<!-- table: NAME -->` and `<!-- end -->` is made here, of the
 last record of each cell.
 """
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from . import gpu_page, markdown, results
+from . import gpu_page, gpu_tables, markdown, results
 from .bench_segments import DENSE, GATHERED
 from .bench_train import PART
 from .bench_visits import FRESH, KEPT
@@ -20,7 +20,7 @@ from .markdown import Record
 from .peers import MODES, OURS
 from .shapes import SHAPES
 
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+PAGES = tuple(Path(__file__).parents[1] / "docs" / name for name in ("benchmarks.md", "gpu.md"))
 
 _BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MODES = {
@@ -43,7 +43,7 @@ def made(text: str) -> str:
 
     def block(found: re.Match[str]) -> str:
         if found[2] not in TABLES:
-            raise ValueError(f"{PAGE}: table: expected one of {', '.join(TABLES)}, got {found[2]!r}")
+            raise ValueError(f"table: expected one of {', '.join(TABLES)}, got {found[2]!r}")
         return f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[3]}"
 
     return _BLOCK.sub(block, text)
@@ -315,6 +315,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "packing": packing,
     "losses": losses,
     **gpu_page.TABLES,
+    **gpu_tables.TABLES,
 }
 _MODELS = {
     "tiny, cut": "hidden 128, 4 layers, cut vocabulary",
@@ -364,8 +365,8 @@ def _train(against: str) -> Iterable[list[Record]]:
 
 
 def main() -> int:
-    text = PAGE.read_text(encoding="utf-8")
-    results.write(PAGE, made(text))
+    for page in PAGES:
+        results.write(page, made(page.read_text(encoding="utf-8")))
     return 0
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
 
 
 @functools.cache
-def target(device_type: str) -> tuple[str, int]:
-    """Backend and threads in a warp; on the CPU the interpreter runs CUDA's tiles."""
+def target(device_type: str) -> GPUTarget:
+    """What the compiler makes binaries for; on the CPU the interpreter runs the tiles of a Hopper."""
     if device_type == "cpu":
-        return "cuda", 32
-    found = triton.runtime.driver.active.get_current_target()
-    return found.backend, found.warp_size
+        return GPUTarget("cuda", 90, 32)
+    return triton.runtime.driver.active.get_current_target()
 
 
 def device_of(x: Tensor) -> Any:
@@ -28,10 +28,17 @@ def device_of(x: Tensor) -> Any:
     return torch.get_device_module(x.device).device(x.device)
 
 
+class Device(NamedTuple):
+    """What a launch is cut to."""
+
+    multiprocessors: int
+    shared_bytes: int  # the most that one program can have
+
+
 @functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """How many the device has; 8 on the CPU, where the interpreter runs one program after the other."""
+def device_limits(device: torch.device) -> Device:
+    """Of a GPU; on the CPU, where the interpreter runs one program after the other, 8 multiprocessors of a Hopper."""
     if device.type == "cpu":
-        return 8
+        return Device(8, 227 * 1024)
     properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
-    return int(properties["multiprocessor_count"])
+    return Device(int(properties["multiprocessor_count"]), int(properties["max_shared_mem"]))

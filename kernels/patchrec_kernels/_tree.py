@@ -2,8 +2,8 @@
 """The GPU programs of `tree_attention`: one reads the prompts, one the paths, and the second merges.
 
 Both put tiles of keys into the softmax of a tile of queries (FlashAttention's online softmax). The
-queries of one key head are one tile: in the first program those of all rows of a user, which so
-read the prompt once; in the second those of one row, for the rows on a path are its own. The
+queries of one key head make tiles: in the first program those of all rows of a user, which so read
+the prompt once a tile; in the second those of one row, for the rows on a path are its own. The
 prompt's keys are split over programs, and the parts are merged by their log-sum-exp.
 
 Logarithms are to the base 2, which is what the hardware has. OPERAND is the type of the products'
@@ -18,7 +18,7 @@ import triton.language as tl
 
 # Batches of any size, and offsets that are views, are not worth a new binary.
 _jit = triton.jit(
-    do_not_specialize=["users", "rows", "prompt_rows", "tree_rows", "path_columns", "path_stride", "tiles"],
+    do_not_specialize=["users", "rows", "prompt_rows", "tree_rows", "path_columns", "path_stride", "tiles", "splits"],
     do_not_specialize_on_alignment=["cu_seqlens_ptr", "cu_rows_ptr", "path_ptr"],
 )
 
@@ -101,7 +101,7 @@ def read_prompts(
     cu_seqlens_ptr,  # int32 (B + 1,)
     path_ptr,  # int64 (rows, path_columns); not read without a WINDOW
     cu_rows_ptr,  # int32 (B + 1,)
-    mean_ptr,  # fp32 (splits, rows, Hq, D): the mean of values; not written where nothing is seen
+    mean_ptr,  # fp32 (splits, rows, Hq, D): the mean of values; zeros where nothing is seen
     lse_ptr,  # fp32 (splits, rows, Hq)
     query_row_stride,
     query_head_stride,
@@ -114,7 +114,7 @@ def read_prompts(
     prompt_rows,
     tree_rows,
     path_columns,
-    tiles,  # of a user's rows
+    tiles,  # of a user's queries of one key head
     D: tl.constexpr,
     GROUP: tl.constexpr,
     SCALE: tl.constexpr,
@@ -125,24 +125,24 @@ def read_prompts(
     BLOCK_N: tl.constexpr,
     D_TILE: tl.constexpr,
 ):
-    """What a tile of a user's rows sees of a split of the user's prompt. Grid: (B * tiles, Hk, splits).
+    """What a tile of a user's queries sees of a split of the user's prompt. Grid: (B * tiles, Hk, splits).
 
+    The queries are those of all rows and heads, a row's heads side by side, so a tile may begin and end within a row.
     Splits share what a prompt has, not what it might have: bounds that are not tight cost no balance.
     """
-    PER_TILE: tl.constexpr = BLOCK_M // GROUP
     user = tl.program_id(0) // tiles
     split, splits = tl.program_id(2), tl.num_programs(2)
-    first = tl.load(cu_rows_ptr + user) + tl.program_id(0) % tiles * PER_TILE
+    m = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = tl.load(cu_rows_ptr + user)
     last = tl.minimum(tl.load(cu_rows_ptr + user + 1), rows)
-    if first >= last:
+    if first + tl.program_id(0) % tiles * BLOCK_M // GROUP >= last:
         return
     begin = tl.maximum(tl.load(cu_seqlens_ptr + user), 0)
     length = tl.minimum(tl.load(cu_seqlens_ptr + user + 1), prompt_rows) - begin
 
-    m = tl.arange(0, BLOCK_M)
     row = first + m // GROUP
     head = tl.program_id(1) * GROUP + m % GROUP
-    inside = (m < PER_TILE * GROUP) & (row < last)
+    inside = row < last
     query = _load_queries(query_ptr, query_row_stride, query_head_stride, row, head, inside, D_TILE, D, OPERAND)
     oldest = 0
     if WINDOW is not None:
@@ -173,9 +173,9 @@ def read_prompts(
     target = (split * rows + row).to(tl.int64) * (tl.num_programs(1) * GROUP) + head
     lse = tl.where(something, top + tl.log2(divisor), float("-inf"))
     tl.store(lse_ptr + target, lse, mask=inside)
+    mean = tl.where(something[:, None], total / divisor[:, None], 0.0)  # of values that are not finite, 0 times is NaN
     columns = tl.arange(0, D_TILE)
-    mask = (inside & something)[:, None] & (columns < D)[None, :]
-    tl.store(mean_ptr + target[:, None] * D + columns[None, :], total / divisor[:, None], mask=mask)
+    tl.store(mean_ptr + target[:, None] * D + columns[None, :], mean, mask=inside[:, None] & (columns < D)[None, :])
 
 
 @_jit
@@ -199,32 +199,34 @@ def read_paths(
     rows,
     tree_rows,
     path_columns,
+    splits,
     D: tl.constexpr,
     GROUP: tl.constexpr,
     SCALE: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     OPERAND: tl.constexpr,
-    SPLITS: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_A: tl.constexpr,
     D_TILE: tl.constexpr,
 ):
-    """What a row sees of its path, merged with what it saw of its prompt. Grid: (rows, Hk).
+    """What a row sees of its path, merged with what it saw of its prompt. Grid: (rows, Hk * cdiv(GROUP, BLOCK_G)).
 
     Rows that are no user's are zeros.
     """
-    row = tl.program_id(0)
-    g = tl.arange(0, BLOCK_G)
-    head = tl.program_id(1) * GROUP + g
+    TILES: tl.constexpr = tl.cdiv(GROUP, BLOCK_G)
+    row, key_head = tl.program_id(0), tl.program_id(1) // TILES
+    query_heads = tl.num_programs(1) // TILES * GROUP
+    g = tl.program_id(1) % TILES * BLOCK_G + tl.arange(0, BLOCK_G)
+    head = key_head * GROUP + g
     same = row + tl.zeros([BLOCK_G], tl.int32)
     inside = (g < GROUP) & (same < tl.load(cu_rows_ptr + users))
     query = _load_queries(query_ptr, query_row_stride, query_head_stride, same, head, inside, D_TILE, D, OPERAND)
     if WINDOW is not None:
         itself = _path_ends(path_ptr, path_stride, same, inside, path_columns, tree_rows, BLOCK_A)
 
-    key_ptr += tl.program_id(1).to(tl.int64) * key_head_stride
-    value_ptr += tl.program_id(1).to(tl.int64) * value_head_stride
+    key_ptr += key_head.to(tl.int64) * key_head_stride
+    value_ptr += key_head.to(tl.int64) * value_head_stride
     path_ptr += row.to(tl.int64) * path_stride
     top = tl.full([BLOCK_G], float("-inf"), tl.float32)
     mass = tl.zeros([BLOCK_G], tl.float32)
@@ -243,11 +245,10 @@ def read_paths(
 
     columns = tl.arange(0, D_TILE)
     in_row = (columns < D)[None, :]
-    for split in tl.static_range(SPLITS):
-        source = (split * rows + row).to(tl.int64) * (tl.num_programs(1) * GROUP) + head
+    for split in range(splits):
+        source = (split * rows + row).to(tl.int64) * query_heads + head
         lse = tl.load(lse_ptr + source, mask=inside, other=float("-inf"))
-        something = (lse != float("-inf"))[:, None]
-        mean = tl.load(mean_ptr + source[:, None] * D + columns[None, :], mask=something & in_row, other=0.0)
+        mean = tl.load(mean_ptr + source[:, None] * D + columns[None, :], mask=inside[:, None] & in_row, other=0.0)
         higher = tl.maximum(top, lse)
         base = tl.where(higher == float("-inf"), 0.0, higher)
         fade, share = tl.exp2(top - base), tl.exp2(lse - base)
@@ -256,5 +257,5 @@ def read_paths(
         top = higher
 
     out = total / tl.where(mass == 0, 1.0, mass)[:, None]
-    target = out_ptr + (row.to(tl.int64) * (tl.num_programs(1) * GROUP) + head)[:, None] * D + columns[None, :]
+    target = out_ptr + (row.to(tl.int64) * query_heads + head)[:, None] * D + columns[None, :]
     tl.store(target, out.to(out_ptr.dtype.element_ty), mask=(g < GROUP)[:, None] & in_row)

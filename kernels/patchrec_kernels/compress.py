@@ -137,8 +137,8 @@ def _reduce(out: Tensor, grad: Tensor, plan: Any, scatter: bool, accumulate: boo
 
 
 def _tile_for(x: Tensor) -> Tile:
-    backend, warp_size = target(x.device.type)
-    return tile(x.shape[1], x.element_size(), backend, warp_size)
+    gpu = target(x.device.type)
+    return tile(x.shape[1], x.element_size(), gpu.backend, gpu.warp_size)
 
 
 def _same(name: str, got: int, of: str, expected: int) -> None:

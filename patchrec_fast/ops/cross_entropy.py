@@ -27,8 +27,8 @@ IGNORE = -100
 # in few launches, 0.4 GB in bfloat16 and float32 together.
 BLOCK, GPU_BLOCK = 2**19, 2**26
 # Logits have a word's N side by side, on a GPU with room for a multiple of so many: its products want rows that begin
-# at 16 bytes, whatever N is.
-ALIGN, GPU_ALIGN = 1, 8
+# at 16 bytes, whatever N is, and Triton's launches see no smaller multiple than 16 elements.
+ALIGN, GPU_ALIGN = 1, 16
 WORDS = 256  # of a block at least, where many rows make it larger than that: fewer are slow products
 KEEP = 2**28  # logits that are kept at most: 2,093 rows of Llama 3's vocabulary, 1 GiB in float32
 

@@ -25,7 +25,8 @@ from ..ops.log_sum_exp import finished, log_sum_exp
 
 _CHUNK = 1 << 24  # logits at once: 64 MiB of float32
 _GPU_CHUNK = 1 << 26  # on a GPU, where only their sum is wanted: 523 rows of Llama 3's vocabulary, 128 MiB of bfloat16
-_ALIGN = 8  # logits to a row's multiple: products want rows that begin at 16 bytes, whatever V is
+_ALIGN = 16  # a row of logits takes a multiple of so many: products want rows that begin at 16 bytes, and Triton's
+# launches see no smaller multiple
 _BLOCK = 4096  # tokens at once on a CPU, where only a sum over all is wanted
 _taken: ContextVar[list[Tensor] | None] = ContextVar("taken", default=None)  # what lifted calls of this thread keep
 

@@ -5,14 +5,13 @@ Sixteen-byte accesses and no spills do not make a gather fast: ptxas can keep bo
 a load, use it, issue the next. So the checker also counts how many wide loads a thread has issued
 before it first touches what any of them returned.
 
-    python -m tests.kernels.codegen          # the table; the exit code says whether all hold
+`python -m tests.kernels.sweep` compiles all of them.
 """
 
 from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -24,12 +23,6 @@ from patchrec_kernels import _tl, compress
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
 TYPES = {
     "token_weight_ptr": "*fp32",
     "scale_ptr": "*fp32",
@@ -44,6 +37,9 @@ TYPES = {
 """Arguments whose type is the same in every case."""
 VECTORS = ("weight_ptr", "x_ptr", "out_ptr", "partial_ptr")
 """Arguments whose alignment decides how wide accesses are."""
+ONE = "one"
+"""The type of a stride that is 1, which a launch makes a constant."""
+ITEMSIZES = {"bf16": 2, "fp16": 2, "fp32": 4}
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -51,7 +47,7 @@ BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 class Case:
     """One binary: a kernel, the types of its arguments, its constants and compiler options."""
 
-    name: str
+    name: str  # of the kernel, the tensors' type, and what else tells the case apart
     kernel: Any
     types: dict[str, str]
     constants: dict[str, Any]
@@ -92,9 +88,10 @@ def budget(target: GPUTarget) -> Budget:
     return Budget(registers=72 if target.backend == "cuda" else 128)
 
 
-def shipped(target: GPUTarget, d: int = 2048) -> Iterator[Case]:
+def shipped(target: GPUTarget, d: int = 2048, dtypes: Iterable[str] = ITEMSIZES) -> Iterator[Case]:
     """The binaries that `compress` launches on this target, with the tiles it gives them."""
-    for dtype, itemsize in (("bf16", 2), ("fp32", 4)):
+    for dtype in dtypes:
+        itemsize = ITEMSIZES[dtype]
         block, options = compress.tile(d, itemsize, target.backend, target.warp_size)
         types = {name: f"*{dtype}" for name in VECTORS if name != "partial_ptr"}
         constants = {
@@ -139,9 +136,10 @@ def _source(case: Case) -> ASTSource:
     types = TYPES | case.types
     for position, parameter in enumerate(case.kernel.params):
         name = parameter.name
-        signature[name] = "constexpr" if parameter.is_constexpr else types[name]
-        if parameter.is_constexpr:
-            constants[(position,)] = case.constants[name]
+        one = not parameter.is_constexpr and types[name] == ONE
+        signature[name] = "constexpr" if parameter.is_constexpr or one else types[name]
+        if signature[name] == "constexpr":
+            constants[(position,)] = 1 if one else case.constants[name]
         elif name.endswith(("_ptr", "_stride")) and not (
             parameter.do_not_specialize or parameter.do_not_specialize_on_alignment
         ):  # What a launch finds by looking at where a tensor starts and its rows.
@@ -306,23 +304,3 @@ def mutants(target: GPUTarget) -> dict[str, tuple[Case, str]]:
         default = replace(good, options=good.options | {"maxnreg": None})
         cases["ptxas's own target"] = (default, "wide loads in flight, expected 6")
     return cases
-
-
-def main() -> int:
-    failed = False
-    print(f"triton {triton.__version__}")
-    for arch, target in TARGETS.items():
-        for case in shipped(target):
-            found = facts(case, target)
-            wrong = breaches(case, target, found)
-            failed |= bool(wrong)
-            print(
-                f"{arch:7s} {case.name:24s} registers {found.registers:3d}  in flight "
-                f"{found.in_flight:2d}  loads {found.loads}  stores {found.stores}  "
-                f"shared {found.shared_bytes}  {'; '.join(wrong) or 'ok'}"
-            )
-    return int(failed)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

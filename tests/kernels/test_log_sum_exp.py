@@ -70,6 +70,8 @@ def test_logits_that_are_not_finite(device, splits):
     logits[5, [0, 8999]] = torch.tensor([INF, NAN])
     got = kernels.log_sum_exp(logits.to(device), splits=splits).cpu()
     torch.testing.assert_close(got, logits.logsumexp(1), rtol=2**-22, atol=0, equal_nan=True)
+    capped = kernels.log_sum_exp(logits.to(device), softcap=2.0, splits=splits).cpu()  # infinities are, too
+    torch.testing.assert_close(capped, finished(logits, softcap=2.0).logsumexp(1), rtol=2**-21, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0)])

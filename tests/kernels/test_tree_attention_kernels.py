@@ -4,6 +4,7 @@
 The interpreter truncates to bf16 where hardware rounds to nearest: 2^-7 for the weights and for the result.
 """
 
+import random
 from functools import partial
 
 import pytest
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("triton", reason="needs Triton: pip install triton")
 
 from patchrec_kernels import tree_attention as kernels
+from patchrec_kernels._launch import target
 
 from patchrec_fast.ops.attention.tree import tree_attention
 from tests.ops import trees as cases
@@ -44,9 +46,10 @@ def check(trees, splits=None, bounds=BOUNDS, scale=0.4, **rules):
 
 
 def test_the_case_has_three_tiles_of_rows_keys_and_path():
-    block_m, block_n, *_ = kernels.tile(21 * 3, 3, 16, 4, "cuda")
-    assert (block_m, block_n) == (32, 64)
-    assert COUNTS[3] > 2 * (block_m // 3)
+    block_m, block_n, *_ = kernels.tile(21 * 3, 16, 4, target("cpu"), 227 * 1024)
+    assert (block_m, block_n) == (16, 64)
+    assert block_m % 3, "tiles end within a row"
+    assert COUNTS[3] * 3 > 2 * block_m
     assert LENGTHS[3] > 2 * block_n
     assert cases.make(COUNTS, LENGTHS).path.shape[1] > 2 * 16
 
@@ -67,10 +70,11 @@ def test_window_and_softcap(make, dtype):
     check(make(COUNTS, LENGTHS, dtype=dtype, key_heads=1), window=20, softcap=1.5)
 
 
-@pytest.mark.parametrize("group", [1, 3, 4, 20])
+@pytest.mark.parametrize("group", [1, 3, 4, 20, 71])
 @pytest.mark.parametrize("key_heads", [1, 2])
 def test_groups(make, group, key_heads):
-    check(make(**SMALL, group=group, key_heads=key_heads))
+    """71: in five programs a row; of tiles of 16 queries nine make two rows, the fifth of both."""
+    check(make(**SMALL, group=group, key_heads=key_heads), window=9)
 
 
 @pytest.mark.parametrize("d", [1, 8, 24, 64, 96, 256])
@@ -83,10 +87,25 @@ def test_queries_of_another_type_than_values(make):
     check(make(**SMALL, dtype=torch.float16, value_dtype=torch.float32))
 
 
-@pytest.mark.parametrize("splits", [2, 8, 32])
+@pytest.mark.parametrize("splits", [2, 3, 7, 32])
 def test_splits(make, splits):
-    """32: more than there are keys in a prompt of 20."""
+    """32: more than there are keys in a prompt of 20. 3: one more than tiles of keys."""
     check(make([4, 2], [130, 20], columns=3, key_heads=1), splits)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_shapes(make, seed):
+    rng = random.Random(seed)
+    users = rng.randint(1, 4)
+    counts, lengths = (
+        [rng.randint(0, 5) for _ in range(users)],
+        [rng.choice([0, rng.randint(1, 90)]) for _ in range(users)],
+    )
+    dtype = list(ROUNDING)[seed % 3]
+    heads = {"key_heads": rng.randint(1, 2), "group": rng.randint(1, 9), "d": rng.randint(1, 40)}
+    trees = make(counts, lengths, columns=rng.randint(1, 20), dtype=dtype, seed=seed, **heads)
+    rules = {"window": rng.choice([None, rng.randint(1, 90)]), "softcap": rng.choice([None, 2.0])}
+    check(trees, rng.choice([None, rng.randint(1, 6)]), {"max_rows": 5, "max_seqlen": 90}, **rules)
 
 
 def test_tight_and_loose_bounds_give_the_same(make):
@@ -175,16 +194,31 @@ def test_the_device_is_asked_nothing(make, monkeypatch):
     with Calls() as calls:
         kernels.tree_attention(*trees, max_rows=100, max_seqlen=1000, scale=1.0, window=3, splits=4)
     assert calls.names <= {"new_empty", "empty", "fill_"}  # fill_: what `poisoned` does
-    assert launched == [(2, 2, 4), (6, 2)]
+    assert launched == [(2 * 2, 2, 4), (6, 2)]  # 18 queries are two tiles
 
 
 def test_splits_fill_the_device():
-    """An H200 has 132 multiprocessors. 1,000 keys of 64 columns are 16 tiles of 64."""
+    """An H200 has 132 multiprocessors, so 264 programs. 1,000 keys of 64 columns are 16 tiles of 64."""
     assert kernels.split_count(1, 1000, 64, 132) == 16  # one user, one head: the keys are the limit
     assert kernels.split_count(1, 10**6, 64, 132) == 32
-    assert kernels.split_count(16 * 8, 1000, 64, 132) == 4  # 128 programs, 264 wanted
+    assert kernels.split_count(16 * 8, 1000, 64, 132) == 2
+    assert kernels.split_count(10 * 8, 1000, 64, 132) == 3
     assert kernels.split_count(64 * 8, 1000, 64, 132) == 1
     assert kernels.split_count(0, 0, 64, 132) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_split_is_empty_and_none_too_many(seed):
+    """Splits as `read_prompts` cuts them: whole tiles, as many in each as in the first, which are as few as can be."""
+    rng = random.Random(seed)
+    for _ in range(100):
+        programs, keys, block_n = rng.randint(1, 600), rng.randint(1, 5000), rng.choice([16, 32, 64])
+        splits, tiles = kernels.split_count(programs, keys, block_n, 132), -(-keys // block_n)
+        share = -(-tiles // splits)
+        assert (splits - 1) * share < tiles <= splits * share
+        assert splits == 1 or splits * programs <= 264
+        at_once = max(1, min(264 // programs, kernels.MOST_SPLITS))
+        assert share == -(-tiles // min(tiles, at_once))
 
 
 def test_auto_takes_the_kernel(make):
