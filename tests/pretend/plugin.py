@@ -7,19 +7,19 @@ import sys
 
 import pytest
 
-from . import build
+from . import compiled
 
 if "torch" in sys.modules:
     raise pytest.UsageError("tests.pretend.plugin: torch is imported already; name the plugin with -p")
 
-WHY_NOT = build.why_not()
+WHY_NOT = compiled.why_not()
 """Why the device is not there; None where it is."""
 
 if WHY_NOT is None:
     os.environ["TRITON_INTERPRET"] = "1"
-    ctypes.CDLL(str(build.library()), mode=ctypes.RTLD_GLOBAL)
+    ctypes.CDLL(str(compiled.library()), mode=ctypes.RTLD_GLOBAL)
 
-    from . import device, kernels
+    from . import device, launches
 
     device.install()
-    kernels.install()
+    launches.install()
