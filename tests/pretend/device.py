@@ -209,7 +209,7 @@ def _torch_cuda() -> None:
         **dict.fromkeys(("manual_seed", "manual_seed_all", "set_rng_state", "set_rng_state_all"), nothing),
         **dict.fromkeys(("memory_allocated", "memory_reserved"), lambda device=None: ops.memory()[0]),
         **dict.fromkeys(("max_memory_allocated", "max_memory_reserved"), lambda device=None: ops.memory()[1]),
-        **dict.fromkeys(("reset_peak_memory_stats", "reset_max_memory_allocated"), lambda device=None: ops.reset_peak()),
+        "reset_peak_memory_stats": lambda device=None: ops.reset_peak(),
         "mem_get_info": lambda device=None: (ops.memory()[2] - ops.memory()[0], ops.memory()[2]),
         "memory_stats": always({}),
         "get_rng_state": always(no_state),

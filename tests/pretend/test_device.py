@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pretended device does what CUDA does: counts, refuses, captures, replays."""
 
+import contextlib
 import gc
 import warnings
 
@@ -70,15 +71,14 @@ def test_a_wait_is_counted_warned_of_refused(pretend, kind):
     with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
         captured(lambda: WAITING[kind](x))
     assert torch.equal(x.cpu(), torch.tensor([1.0, -1.0, 2.0])) or kind == "write by a mask"
-    if kind in ("synchronize", "stream", "event"):
-        return
+    asked = kind in ("synchronize", "stream", "event")  # by name, of which torch says nothing
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         WAITING[kind](x)
-    assert ["synchronizing CUDA operation" in str(each.message) for each in seen] == [True]
+    assert sum("synchronizing CUDA operation" in str(each.message) for each in seen) == (not asked)
     torch.cuda.set_sync_debug_mode("error")
-    with pytest.raises(RuntimeError, match="synchronizing CUDA operation"):
+    with contextlib.nullcontext() if asked else pytest.raises(RuntimeError, match="synchronizing CUDA operation"):
         WAITING[kind](x)
 
 
@@ -98,7 +98,8 @@ def captured(function):
         with torch.cuda.graph(graph):
             function()
     except RuntimeError as error:
-        assert "previous error during capture" in str(error)
+        if "previous error during capture" not in str(error):
+            raise
         raise error.__context__ from None
     finally:
         torch.cuda.set_stream(stream)
