@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import bench_decode, bench_gpu, bench_gpu_decode, bench_gpu_train, shapes, source
+from benchmarks import bench_gpu, bench_gpu_decode, bench_gpu_train, shapes, source
 from patchrec_fast.ops.attention import tree
 from patchrec_fast.ops.compress import operator, reference
 
@@ -19,8 +19,9 @@ def _small(pretend, monkeypatch):
     few = {"pft-s": bench_gpu_train.POLICIES["pft-s"]}
     for module in (bench_gpu_train, bench_gpu_decode):
         monkeypatch.setattr(module, "POLICIES", few)
+        monkeypatch.setattr(module, "profile", lambda call: str(call(0)))  # its table takes a minute to add up
     monkeypatch.setattr(bench_gpu_train, "synthetic", lambda tokens: source.load("ml-1m", None, None))
-    monkeypatch.setattr(bench_gpu_decode, "SETTINGS", bench_gpu_decode.SETTINGS[-1:])
+    monkeypatch.setattr(bench_gpu_decode, "SETTINGS", bench_gpu_decode.SETTINGS[2:3])
     monkeypatch.setattr(bench_gpu_decode, "BEAMS", 2)
     monkeypatch.setattr(bench_gpu, "SHAPES", {"A16": shapes.Shape("A16", "ml-1m", users=1, items=6, group=2)})
     monkeypatch.setattr(bench_gpu, "make_tables", lambda dtype, device: shapes.tables(dtype, 8, device))
@@ -35,11 +36,10 @@ def rows(module, out, monkeypatch, *options):
         return list(csv.DictReader(file))
 
 
-def test_compress(tmp_path, monkeypatch, capsys):
+def test_compress(tmp_path, monkeypatch):
     found = rows(bench_gpu, tmp_path, monkeypatch, "--shapes", "A16", "--modes", "forward")
     assert {"patchrec_fast", "patchrec_fast, no plan"} < {row["contestant"] for row in found}
     assert all(float(row["median_ms"]) > 0 for row in found)
-    assert "captured, replay is bit for bit the eager result" in capsys.readouterr().out
 
 
 def test_training(tmp_path, monkeypatch):
@@ -50,8 +50,7 @@ def test_training(tmp_path, monkeypatch):
 
 
 def test_decoding(tmp_path, monkeypatch):
-    options = ("--model", "tiny", "--users", "1", "--long-users", "1", "--rounds", "1")
+    options = ("--model", "tiny", "--users", "1", "--long-users", "1", "--rounds", "1", "--peers", "none")
     found = rows(bench_gpu_decode, tmp_path, monkeypatch, *options)
     assert "patchrec_fast beam" in {row["contestant"] for row in found}
     assert all(float(row["median_ms"]) > 0 for row in found)
-    assert bench_decode.BEAMS  # the peers' beams are the benchmark's own

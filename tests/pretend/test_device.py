@@ -2,6 +2,7 @@
 """The pretended device does what CUDA does: counts, refuses, captures, replays."""
 
 import contextlib
+import copy
 import gc
 import warnings
 
@@ -123,6 +124,16 @@ def test_devices_do_not_mix(pretend, mixed):
     with pytest.raises(RuntimeError, match="same device"):
         mixed(torch.ones(3, device=ON))
     assert torch.equal((torch.tensor(2.0) * torch.ones(3, device=ON)).cpu(), torch.full((3,), 2.0))  # a number may
+
+
+def test_copies(pretend):
+    """Of parameters and of buffers."""
+    norm = torch.nn.BatchNorm1d(3).cuda()
+    other = copy.deepcopy(norm)
+    other.running_mean.fill_(5)
+    assert norm.running_mean.tolist() == [0, 0, 0]
+    assert other.running_mean.is_cuda
+    assert torch.equal(other.weight, norm.weight)
 
 
 def test_counts(pretend):
