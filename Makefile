@@ -6,13 +6,13 @@ BIN := $(VENV)/bin
 CXX ?= g++
 SANITIZED := build/sanitize/_native.so
 
-.PHONY: demo test lint unit interpret old-stack fuzz sanitize bench bench_warm page docs clean
+.PHONY: demo test lint unit interpret pretend old-stack fuzz sanitize bench bench_warm page docs clean
 
 # Data, training, evaluation, cost, one HTML report. An interrupted one goes on.
 demo: $(VENV)/ready
 	$(BIN)/patchrec-fast demo $(if $(DATA),--data $(DATA)) --out report
 
-test: lint unit interpret
+test: lint unit interpret pretend
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -27,6 +27,11 @@ unit: $(VENV)/ready
 # One thread: the interpreter makes a torch call an instruction, each too small to share out (10 times slower on two).
 interpret: $(VENV)/ready
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+
+# What Python does with a GPU, on a CUDA device that is the host (tests/pretend): results, waits, graphs, no times.
+# The device must be there before torch is imported. Its operators are compiled the first time, in about a minute.
+pretend: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.pretend.plugin tests/pretend
 
 # The oldest versions that are tested, in an environment of 5 GB: PyPI has torch 2.11 with CUDA alone. Not in CI.
 old-stack:

@@ -124,7 +124,7 @@ def tree_attention(
     lse = torch.empty(splits, n, query_heads, dtype=torch.float32, device=query.device)
     constants = {
         "D": d, "GROUP": group, "SCALE": scale, "WINDOW": window, "SOFTCAP": softcap, "D_TILE": d_tile,
-        "OPERAND": triton.language.float32 if query.device.type == "cpu" else None,
+        "OPERAND": triton.language.float32 if triton.knobs.runtime.interpret else None,
     }  # fmt: skip
     with device_of(query):
         if users * tiles:

@@ -40,6 +40,7 @@ _FIELDS = (
     "distinct_rows",
     "absent",
     "longest",
+    "levels",
 )
 
 
@@ -301,7 +302,9 @@ def _read_batch(
             _check_now(model)
     if kwargs.get("segments") is not None:
         _check_attention(model)
-        kwargs = {**kwargs, "segments": Segments(kwargs["cu_seq_lens_q"], *kwargs["segments"])}
+        parent, visible, position_ids = kwargs["segments"]
+        segments = Segments(kwargs["cu_seq_lens_q"], parent, visible, position_ids, kwargs.get("levels"))
+        kwargs = {**kwargs, "segments": segments}
     elif kwargs.get("absent") and kwargs.get("kv_cache") is None:
         raise ValueError(
             f"{kwargs['absent']} rows of the packed batch's prompts are not in it, and no cache has kept them; pack it "

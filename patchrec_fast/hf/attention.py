@@ -348,7 +348,7 @@ def _forest(cu_seqlens: Tensor, rows: int) -> Segments:
         owner = torch.repeat_interleave(cu_seqlens.diff(), output_size=rows)
         position_ids = torch.arange(rows, device=cu_seqlens.device) - cu_seqlens[owner]
         own = cu_seqlens.clone()  # a value that held its key would keep it for good
-        known = _forests[cu_seqlens] = version, Segments(own, none, torch.zeros_like(none), position_ids)
+        known = _forests[cu_seqlens] = version, Segments(own, none, torch.zeros_like(none), position_ids, levels=1)
     return cast(Segments, known[1])
 
 

@@ -302,6 +302,7 @@ def _inputs(prompts: list[Tensor], shared: int = 0) -> dict[str, Any]:
             visible=parts.visible,
             leaves=torch.arange(2, device=batch.ids.device),
             longest=int(segments.position_ids.max()) + 1,
+            levels=segments.levels,
         )
     inputs = batch.model_inputs()
     return {name: value for name, value in inputs.items() if name not in ("labels", "supervised_rows")}

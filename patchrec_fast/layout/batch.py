@@ -44,6 +44,7 @@ class PackedBatch:
             answer, in the order of the prompts, the row before it. One row may come several times, where
             several answers begin. None without targets.
         longest: the rows of the longest prompt where prompts share rows, else 0.
+        levels: of the tree, where it is known on the host.
     """
 
     ids: Tensor
@@ -60,6 +61,7 @@ class PackedBatch:
     supervised_rows: Tensor | None = None
     targets: Tensor | None = None
     longest: int = 0
+    levels: int | None = None
 
     def __len__(self) -> int:
         """The number of prompts."""
@@ -86,8 +88,8 @@ class PackedBatch:
         bounds, parent, visible = self._bounds, self.parent, self.visible
         if parent is None or visible is None:
             parent = torch.full_like(bounds[1:], -1)
-            visible = torch.zeros_like(parent)
-        return Segments(bounds, parent, visible, self.position_ids)
+            return Segments(bounds, parent, torch.zeros_like(parent), self.position_ids, levels=1)
+        return Segments(bounds, parent, visible, self.position_ids, self.levels)
 
     @property
     def _bounds(self) -> Tensor:
@@ -147,7 +149,7 @@ class PackedBatch:
             supervised_rows: (N,) int64, the rows whose successor is supervised.
             absent: where rows are; a model refuses the batch unless a cache has kept them.
             segments: where prompts share rows, parent (S,), visible (S,) and position_ids (R,). `cu_seq_lens_q` and
-                `_k` then bound the segments' own rows, and `longest` is there.
+                `_k` then bound the segments' own rows, and `longest` and `levels` are there.
             supervised_labels, distinct_rows: where an answer begins a segment, so that it is not the row before it in
                 the batch that learns it: (1, N) the targets of `supervised_rows`, and these rows once each.
         """
@@ -184,6 +186,7 @@ class PackedBatch:
         inputs: dict[str, Any] = {
             "segments": [self.parent, self.visible, self.position_ids],
             "longest": self.longest,
+            "levels": self.levels,
         }
         rows, targets, labels = self.supervised_rows, self.targets, self.labels
         if rows is not None and targets is not None and labels is not None:

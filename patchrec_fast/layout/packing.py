@@ -15,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .._check import check_count
+from ..ops.attention.segments import levels_of
 from ..ragged import Ragged, counting, to_offsets
 from .batch import PackedBatch
 from .catalogue import Catalogue
@@ -276,6 +277,7 @@ class Packer:
             max_seqlen=int(rows.max()),
             plan=_make_plan(batch_ids, batch_offsets) if self.plan else None,
             longest=0 if tree is None else int(parts["position_ids"].max()) + 1,
+            levels=None if tree is None else levels_of(torch.from_numpy(tree.parent)),
             **cast(Any, {name: torch.from_numpy(array) for name, array in parts.items()}),
         )
 

@@ -62,6 +62,7 @@ def check(shared, alone):
     assert torch.equal(alone.labels[1:][alone.supervised_rows], alone.targets)  # supervised rows are those before
     inputs = shared.model_inputs()
     assert inputs["longest"] == int(shared.position_ids.max()) + 1
+    assert inputs["levels"] == shared.segments.ranges()[1].shape[1] == int(shared.segments.ranges()[0].max()) + 1
     assert torch.equal(inputs["labels"][0][inputs["labels"][0] != -100].sort().values, shared.targets.sort().values)
 
 

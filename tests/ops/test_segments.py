@@ -3,6 +3,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,6 +32,8 @@ def test_positions_and_ranges_of_random_forests():
         assert segments.position_ids.tolist() == [len(seen[row]) - 1 for row in range(ends[-1])]
         depth, ranges = segments.ranges()
         assert depth.tolist() == depths
+        assert segments.levels == ranges.shape[1] == max(depths) + 1
+        assert all(map(torch.equal, replace(segments, levels=None).ranges(), (depth, ranges)))
         for s in range(len(parent)):
             found = [row for low, high in ranges[s].tolist() for row in range(low, high)]
             assert found == seen[ends[s + 1] - 1]
@@ -67,4 +70,5 @@ def test_a_copy_has_its_own_tensors():
     segments = of([0, 2, 3], [-1, 0], [0, 1])
     segments.kept["mask"] = 1
     assert len(segments) == 2
+    assert segments.to("cpu").levels == 2
     assert not segments.to("cpu").kept

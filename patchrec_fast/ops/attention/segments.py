@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,12 +23,14 @@ class Segments:
         parent: (S,) int32, an earlier segment; -1 for a root.
         visible: (S,) int32, how many of the parent's rows are seen, at least one; 0 for a root.
         position_ids: (R,) int64, each row's place in the sequences that it is in.
+        levels: of the forest, 1 of roots alone; None where the host does not know. On a GPU it would wait for it.
     """
 
     cu_seqlens: Tensor
     parent: Tensor
     visible: Tensor
     position_ids: Tensor
+    levels: int | None = None
 
     @classmethod
     def of(cls, cu_seqlens: Tensor, parent: Tensor, visible: Tensor) -> Segments:
@@ -43,14 +45,14 @@ class Segments:
         ends, above, seen = cu_seqlens.long(), parent.long(), visible.long()
         count, rows = len(parent), ends.diff()
         begin = seen.clone()  # (S,) the position of each segment's first row
-        up = above
+        levels, up = 1, above
         while (up >= 0).any():  # one level of the tree at a time
-            inside = up.clamp(min=0)
+            levels, inside = levels + 1, up.clamp(min=0)
             begin += torch.where(up < 0, 0, seen[inside])
             up = torch.where(up < 0, up, above[inside])
         owner = torch.repeat_interleave(torch.arange(count), rows)
         position_ids = begin[owner] + torch.arange(int(ends[-1])) - ends[:-1][owner]
-        return cls(cu_seqlens.int(), parent.int(), visible.int(), position_ids)
+        return cls(cu_seqlens.int(), parent.int(), visible.int(), position_ids, levels)
 
     def __len__(self) -> int:
         """The number of segments."""
@@ -58,8 +60,8 @@ class Segments:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Segments:
         """A copy on `device`."""
-        parts = (getattr(self, field.name).to(device, non_blocking=non_blocking) for field in fields(self))
-        return Segments(*parts)
+        parts = {name: x.to(device, non_blocking=non_blocking) for name, x in vars(self).items() if name in _TENSORS}
+        return replace(self, **parts)
 
     @cached_property
     def kept(self) -> dict[Any, Any]:
@@ -74,21 +76,32 @@ class Segments:
             sees and the one after the last: its ancestors' and, at its own depth, all of its own. Below, (0, 0).
         """
         above, first, seen = self.parent.long(), self.cu_seqlens[:-1], self.visible
-        depth = torch.zeros_like(above)
-        up = above
-        while bool((up >= 0).any()):  # one level of the tree at a time
+        levels = levels_of(self.parent) if self.levels is None else self.levels
+        depth, up = torch.zeros_like(above), above
+        for _ in range(levels - 1):
             depth += up >= 0
             up = torch.where(up < 0, up, above[up.clamp(min=0)])
-        found = self.cu_seqlens.new_zeros(len(above), int(depth.max()) + 1, 2)
-        segment, at, end = torch.arange(len(above), device=above.device), depth, self.cu_seqlens[1:]
-        node = segment
-        while len(segment):
-            found[segment, at, 0], found[segment, at, 1] = first[node], end
-            inside = above[node] >= 0
-            segment, at, node = segment[inside], at[inside] - 1, node[inside]
-            end = first[above[node]] + seen[node]
-            node = above[node]
+        found = self.cu_seqlens.new_zeros(len(above), levels, 2)
+        columns = torch.arange(levels, device=above.device)
+        at, node, end = depth, torch.arange(len(above), device=above.device), self.cu_seqlens[1:]
+        for _ in range(levels):  # of each segment, one level of what it sees at a time; behind a root, none
+            here = torch.stack([first[node], end], 1).unsqueeze(1)  # (S, 1, 2)
+            found = torch.where((columns == at.unsqueeze(1)).unsqueeze(2), here, found)
+            up = above[node].clamp(min=0)
+            at, node, end = at - 1, up, first[up] + seen[node]
         return depth.int(), found
+
+
+_TENSORS = ("cu_seqlens", "parent", "visible", "position_ids")
+
+
+def levels_of(parent: Tensor) -> int:
+    """Of the forest of these parents, (S,)."""
+    above = parent.long()
+    levels, up = 1, above
+    while bool((up >= 0).any()):
+        levels, up = levels + 1, torch.where(up < 0, up, above[up.clamp(min=0)])
+    return levels
 
 
 def check(cu_seqlens: Tensor, parent: Tensor, visible: Tensor) -> None:
