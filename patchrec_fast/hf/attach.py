@@ -302,7 +302,9 @@ def _read_batch(
             _check_now(model)
     if kwargs.get("segments") is not None:
         _check_attention(model)
-        kwargs = {**kwargs, "segments": Segments(kwargs["cu_seq_lens_q"], *kwargs["segments"], kwargs.get("levels"))}
+        parent, visible, position_ids = kwargs["segments"]
+        forest = Segments(kwargs["cu_seq_lens_q"], parent, visible, position_ids, kwargs.get("levels"))
+        kwargs = {**kwargs, "segments": forest}
     elif kwargs.get("absent") and kwargs.get("kv_cache") is None:
         raise ValueError(
             f"{kwargs['absent']} rows of the packed batch's prompts are not in it, and no cache has kept them; pack it "
