@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 NAME = "NVIDIA H100, pretended"
-MULTIPROCESSORS = 132
+MULTIPROCESSORS, SHARED_BYTES = 132, 227 * 1024  # the second of a program at most
 ops: Any = torch.ops.pretend
 _ASK_FIRST = (  # what they find in torch.cuda as they are imported must be torch's own
     "torch._dynamo",
@@ -183,7 +183,7 @@ def _torch_cuda() -> None:
         multi_processor_count=MULTIPROCESSORS,
         warp_size=32,
         L2_cache_size=50 << 20,
-        shared_memory_per_block_optin=232448,
+        shared_memory_per_block_optin=SHARED_BYTES,
         regs_per_multiprocessor=65536,
         max_threads_per_multi_processor=2048,
         gcnArchName="",
@@ -221,6 +221,7 @@ def _torch_cuda() -> None:
         "get_device_capability": always((9, 0)),
         "get_device_properties": always(properties),
         "get_arch_list": always(["sm_90"]),
+        "graph_pool_handle": always((0, 0)),
         "synchronize": synchronize,
         "set_sync_debug_mode": set_sync_debug_mode,
         "current_stream": lambda device=None: current[0],

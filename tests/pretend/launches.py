@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from . import attention
-from .device import MULTIPROCESSORS, host, launch
+from .device import MULTIPROCESSORS, SHARED_BYTES, host, launch
+
+_PROPERTIES = {"multiprocessor_count": MULTIPROCESSORS, "max_shared_mem": SHARED_BYTES}
 
 
 def install() -> None:
@@ -52,6 +54,6 @@ def _triton() -> None:
         SimpleNamespace(
             get_current_target=lambda: GPUTarget("cuda", 90, 32),
             get_current_device=lambda: 0,
-            utils=SimpleNamespace(get_device_properties=lambda index: {"multiprocessor_count": MULTIPROCESSORS}),
+            utils=SimpleNamespace(get_device_properties=lambda index: dict(_PROPERTIES)),
         )
     )

@@ -1,56 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU benchmarks run to their ends, at sizes of no interest, and write their rows."""
+"""The scripts for a GPU run to their ends, at sizes of no interest, and write their rows."""
 
-import csv
-import sys
+from functools import partial
 
 import pytest
 
-from benchmarks import bench_gpu, bench_gpu_decode, bench_gpu_train, shapes, source
+from benchmarks import bench_gpu, bench_gpu_decode, bench_gpu_train, device, gpu_smoke, results, source
+from patchrec_fast import SessionPatches
 from patchrec_fast.ops.attention import tree
 from patchrec_fast.ops.compress import operator, reference
 
 
 @pytest.fixture(autouse=True)
 def _small(pretend, monkeypatch):
-    """A short vocabulary, one policy, few beams; the operators by torch's own functions, not by the interpreter."""
+    """Few beams, one policy; the operators by torch's own functions, not by the interpreter; nothing that only takes
+    time: the device's peaks, its caches, a profile's table."""
     monkeypatch.setattr(operator, "_chosen", lambda impl, device_type, dtype: reference)
     monkeypatch.setattr(tree, "choose", lambda impl, device_type, dtype: "reference")
-    few = {"pft-s": bench_gpu_train.POLICIES["pft-s"]}
-    for module in (bench_gpu_train, bench_gpu_decode):
-        monkeypatch.setattr(module, "POLICIES", few)
-        monkeypatch.setattr(module, "profile", lambda call: str(call(0)))  # its table takes a minute to add up
-    monkeypatch.setattr(bench_gpu_train, "synthetic", lambda tokens: source.load("ml-1m", None, None))
-    monkeypatch.setattr(bench_gpu_decode, "SETTINGS", bench_gpu_decode.SETTINGS[2:3])
+    monkeypatch.setattr(device, "peaks", lambda place: {"matmul_tflops": 1.0, "copy_gb_s": 1.0})
+    monkeypatch.setattr(device, "flush_cache", lambda: None)
+    monkeypatch.setattr(device, "profile", lambda call, place, calls=1: str(call(0)))
+    monkeypatch.setattr(bench_gpu_train, "synthetic", lambda mean: source.load("ml-1m", None, None))
     monkeypatch.setattr(bench_gpu_decode, "BEAMS", 2)
-    monkeypatch.setattr(bench_gpu, "SHAPES", {"A16": shapes.Shape("A16", "ml-1m", users=1, items=6, group=2)})
-    monkeypatch.setattr(bench_gpu, "make_tables", lambda dtype, device: shapes.tables(dtype, 8, device))
-    monkeypatch.setattr(bench_gpu, "_flush", lambda: None)
+    monkeypatch.setattr(bench_gpu_decode, "POLICIES", {"SessionPatches(5)": SessionPatches(5)})
+    monkeypatch.setattr(bench_gpu_decode.bench_decode, "tiny", partial(bench_gpu_decode.bench_decode.tiny, quick=True))
 
 
-def rows(module, out, monkeypatch, *options):
-    monkeypatch.setattr(sys, "argv", [module.__name__, "--out", str(out), *options])
-    assert module.main() == 0
-    (path,) = out.glob("*.csv")
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+def rows(module, out, *options):
+    assert module.main(["--out", str(out), *options]) == 0
+    return results.read("gpu", out)
 
 
-def test_compress(tmp_path, monkeypatch):
-    found = rows(bench_gpu, tmp_path, monkeypatch, "--shapes", "A16", "--modes", "forward")
+def test_smoke(tmp_path):
+    found = rows(gpu_smoke, tmp_path, "--only", "versions", "varlen", "beams", "waiting-model")
+    assert {"versions", "varlen/causal", "beams", "waiting-model"} <= {row["setting"] for row in found}
+    assert all(float(row["error"]) <= 1 for row in found if row["setting"] != "versions")
+
+
+def test_compress(tmp_path):
+    found = rows(bench_gpu, tmp_path, "--shapes", "loop", "--width", "16", "--rounds", "1", "--modes", "forward")
     assert {"patchrec_fast", "patchrec_fast, no plan"} < {row["contestant"] for row in found}
-    assert all(float(row["median_ms"]) > 0 for row in found)
+    assert all(float(row["median_ms"]) > 0 for row in found if row["status"] == "ok" and row["mode"] == "forward")
 
 
-def test_training(tmp_path, monkeypatch):
-    found = rows(bench_gpu_train, tmp_path, monkeypatch, "--model", "tiny", "--users", "1")
-    assert [row["contestant"] for row in found] == list(dict.fromkeys(row["contestant"] for row in found))
-    assert float(found[0]["syncs"]) >= 0
-    assert all(float(row["median_ms"]) > 0 for row in found)
+def test_training(tmp_path):
+    options = ("--model", "tiny", "--vocabulary", "2000", "--users", "1", "--rounds", "1", "--only", "1/pft-s/stock")
+    found = rows(bench_gpu_train, tmp_path, *options)
+    ours = next(row for row in found if row["contestant"] == "patchrec_fast")
+    assert float(ours["syncs"]) == 0
+    assert float(ours["median_ms"]) > 0
 
 
-def test_decoding(tmp_path, monkeypatch):
-    options = ("--model", "tiny", "--users", "1", "--long-users", "1", "--rounds", "1", "--peers", "none")
-    found = rows(bench_gpu_decode, tmp_path, monkeypatch, *options)
+def test_decoding(tmp_path):
+    options = ("--model", "tiny", "--vocabulary", "2000", "--users", "1", "--rounds", "1", "--only", "pft-s")
+    found = rows(bench_gpu_decode, tmp_path, *options, "--peers", "none")
     assert "patchrec_fast beam" in {row["contestant"] for row in found}
     assert all(float(row["median_ms"]) > 0 for row in found)

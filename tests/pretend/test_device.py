@@ -222,5 +222,6 @@ def test_kernels_take_tensors_of_the_device(pretend):
         doubled[(1,)](torch.ones(1))
     with pytest.raises(RuntimeError, match="invalid argument"):
         doubled[(1, 2**16)](x)
-    assert _launch.target("cuda") == ("cuda", 32)
+    target = _launch.target("cuda")
+    assert (target.backend, target.arch, target.warp_size) == ("cuda", 90, 32)
     assert _launch.multiprocessors(torch.device("cuda", 0)) == 132

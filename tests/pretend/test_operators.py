@@ -8,6 +8,7 @@ import patchrec_fast as pf
 from patchrec_fast.ops.attention import Segments, segment_attention
 from patchrec_fast.ops.attention.tree import tree_attention
 from patchrec_fast.ops.compress import make_plan
+from patchrec_fast.ops.cross_entropy import linear_cross_entropy
 from patchrec_fast.testing import assert_within, backward_budget, forward_budget, ragged_batch
 from tests.ops import trees
 
@@ -124,15 +125,31 @@ def test_segment_attention(pretend, impl, rules):
 
 
 def test_a_batch_moves_without_a_wait(pretend, pack):
-    """From pinned memory; from pageable memory each tensor is waited for."""
+    """And in one copy, from pageable memory as from pinned."""
     batch = pack(pf.SessionPatches(2))
-    pinned = batch.pin_memory()
-    pretend.reset()
-    moved = pinned.to("cuda", non_blocking=True)
-    assert pretend.waits() == {}
-    copies = pretend.counts()["copy to the device"]
-    assert all(torch.equal(a.cpu(), b) for a, b in zip(moved.offsets, batch.offsets, strict=True))
-    assert torch.equal(moved.labels.cpu(), batch.labels)
-    pretend.reset()
-    batch.to("cuda")
-    assert pretend.waits() == {"copy to the device": copies}
+    for mine in (batch, batch.pin_memory()):
+        pretend.reset()
+        moved = mine.to("cuda")
+        assert pretend.waits() == {}
+        assert pretend.counts()["copy to the device"] == 1
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(moved.offsets, batch.offsets, strict=True))
+        assert torch.equal(moved.labels.cpu(), batch.labels)
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(moved.plan.tensors(), batch.plan.tensors(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_loss_in_blocks(pretend, dtype):
+    """With the log-sum-exp of Triton's program, a block of words at a time, against float64."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 16, generator=generator).to(dtype) for n in (37, 300))
+    labels = torch.randint(-1, 300, (37,), generator=generator).clamp(min=-1).where(torch.arange(37) % 5 > 0, -100)
+    labels = labels.where(labels >= 0, -100)
+    found = []
+    for where, wide in (("cuda", dtype), ("cpu", torch.float64)):
+        leaves = [x.to(where, wide).requires_grad_() for x in (hidden, weight)]
+        losses = linear_cross_entropy(*leaves, labels.to(where), block=37 * 128)
+        found.append([losses, *torch.autograd.grad(losses.sum(), leaves)])
+    assert pretend.counts()["log_sums"] > 0
+    unit = 2.0**-24 if dtype is torch.float32 else 2.0**-8
+    for got, exact in zip(*found, strict=True):
+        assert (got.detach().cpu().double() - exact).abs().max() <= 32 * unit * exact.abs().max().clamp(min=1)
