@@ -65,9 +65,11 @@ def tile(queries: int, d: int, itemsize: int, target: GPUTarget, shared_bytes: i
     room = (shared_bytes + reserved) // PROGRAMS - 2 * reserved - block_m * (block_n + nvidia * d_tile) * itemsize
     stages = max(1, min(3 if nvidia else 2, 1 + room // (2 * block_n * d_tile * itemsize)))
     prompts: dict[str, Any] = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-    if nvidia:  # left to itself, ptxas spills on sm_100 what it has registers for
+    if nvidia and itemsize == 2:  # left to itself, ptxas spills on sm_100; of fp32 it spills on sm_90 if it is told
         prompts["maxnreg"] = min(255, REGISTERS // (PROGRAMS * warps * target.warp_size))
-    paths = {"num_warps": 2 if d_tile <= 64 else 4, "num_stages": 1, "enable_fp_fusion": True}
+    paths: dict[str, Any] = {"num_warps": 2 if d_tile <= 64 else 4, "num_stages": 1, "enable_fp_fusion": True}
+    if nvidia and itemsize == 4 and d_tile >= 256:  # left to itself, ptxas spills on sm_90 to stay within 128
+        paths["maxnreg"] = 160
     return Tile(block_m, block_n, d_tile, prompts, paths)
 
 
