@@ -18,6 +18,7 @@ from patchrec_fast.hf.attention import packed_attention
 from patchrec_fast.models import random_model
 from patchrec_fast.ops.attention.tree import tree_attention
 from patchrec_fast.ops.compress import make_plan
+from patchrec_fast.ops.log_sum_exp import finished, log_sum_exp
 from patchrec_fast.testing import UNIT_ROUNDOFF
 from tests.ops import trees as cases
 
@@ -157,6 +158,17 @@ def _with_gradients(function: Any, inputs: list[Tensor], dtype: torch.dtype) -> 
     leaves = [x.detach().requires_grad_() for x in leaves]
     out = function(*leaves)
     return [x.detach().double() for x in (out, *torch.autograd.grad(out, leaves, upstream))]
+
+
+def log_sums(place: str, dtype: torch.dtype, softcap: float | None) -> Iterator[Row]:
+    """The log-sum-exp of a head's logits, a row's side by side as in decoding, and a word's as in the loss."""
+    made = torch.randn(33, 9001, generator=torch.Generator().manual_seed(1)).mul(4).to(dtype)
+    logits = finished(made.double(), softcap=softcap)
+    # A logit is rounded by its cap (a sigmoid, two sums, two products) and its distance to the largest; then the sum.
+    allowed = UNIT_ROUNDOFF[torch.float32] * ((12 if softcap else 4) * logits.abs().amax(1).clamp(min=1) + 64)
+    for mode, x in (("rows", made.to(place)), ("columns", made.mT.contiguous().to(place).mT)):
+        error = _share(log_sum_exp(x, softcap=softcap), logits.logsumexp(1), allowed)
+        yield _row(error, mode=mode, contestant=OURS, rows=len(made))
 
 
 def step(place: str, source: Source, share: bool, users: int = 2) -> Iterator[Row]:

@@ -18,9 +18,11 @@ from functools import partial
 import torch
 
 from patchrec_fast import info
+from patchrec_fast.ops.log_sum_exp import log_sum_exp
 
 from . import device, gpu, gpu_checks
 from .gpu import Bench, Part
+from .peers import OURS
 from .results import Row
 from .source import load
 
@@ -76,6 +78,10 @@ def parts(bench: Bench, place: str, tiny: bool) -> list[Part]:
         for splits in _SPLITS:
             made = partial(gpu_checks.trees, place, torch.bfloat16, 64, splits)
             found.append(Part(f"tree/splits/{splits}", made))
+    for name, dtype in _DTYPES.items():
+        for softcap in (None, 30.0):
+            checked = partial(gpu_checks.log_sums, place, dtype, softcap)
+            found.append(Part(f"log-sum-exp/{name}/{'plain' if softcap is None else 'capped'}", checked))
     for window in (None, 20):
         made_ = partial(gpu_checks.varlen, place, torch.bfloat16, 64, window)
         found.append(Part(f"varlen/{'causal' if window is None else 'window'}", made_))
@@ -125,16 +131,18 @@ def head(place: str, vocabulary: int) -> Iterator[Row]:
 
 
 def logsumexp(bench: Bench) -> Iterator[Row]:
-    """torch's, of a decode step's float32 logits; `floor_ms` is to read them once, as fast as the device copies."""
+    """Of a decode step's bfloat16 logits; `floor_ms` is to read them once, as fast as the device copies."""
     rows, vocabulary = (_ROWS if bench.device == "cuda" else 8), _VOCABULARIES["aligned"]
-    logits = torch.randn(rows, vocabulary, device=bench.device)
-    seconds = device.median_seconds(lambda: logits.logsumexp(1), bench.device)
-    floor = logits.nbytes / float(bench.facts["copy_gb_s"]) / 1e6
-    about: Row = {"rows": rows, "vocabulary": vocabulary, "dtype": "fp32", "contestant": "torch logsumexp"}
-    rate = logits.nbytes / seconds / 1e9
-    share = rate / float(bench.facts["copy_gb_s"])
-    about |= {"gb_s": round(rate, 1), "ceiling_share": round(share, 3), "floor_ms": round(floor, 4)}
-    yield {**about, "median_ms": round(seconds * 1e3, 4)}
+    logits = torch.randn(rows, vocabulary, device=bench.device).bfloat16()
+    peak = float(bench.facts["copy_gb_s"])
+    about: Row = {"rows": rows, "vocabulary": vocabulary, "dtype": "bf16"}
+    calls = {OURS: lambda: log_sum_exp(logits), "torch logsumexp": lambda: logits.float().logsumexp(1)}
+    for name, call in calls.items():
+        seconds = device.median_seconds(call, bench.device)
+        rate = logits.nbytes / seconds / 1e9
+        told: Row = {"gb_s": round(rate, 1), "ceiling_share": round(rate / peak, 3)}
+        told["floor_ms"] = round(logits.nbytes / peak / 1e6, 4)
+        yield {**about, "contestant": name, "median_ms": round(seconds * 1e3, 4), **told}
 
 
 def graph_node(place: str) -> Iterator[Row]:

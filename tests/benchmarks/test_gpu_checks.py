@@ -88,6 +88,14 @@ def test_trees(rule, monkeypatch):
         list(gpu_checks.trees("cpu", torch.bfloat16, 64, **rules))
 
 
+@pytest.mark.parametrize("softcap", [None, 30.0])
+def test_log_sums(softcap, monkeypatch):
+    assert worst(gpu_checks.log_sums("cpu", torch.bfloat16, softcap)) <= 1
+    wrapped(monkeypatch, "log_sum_exp", lambda inner, x, **options: inner(x[:, :-1], **options))
+    with pytest.raises(AssertionError, match="times what rounding allows"):
+        list(gpu_checks.log_sums("cpu", torch.bfloat16, softcap))
+
+
 def _top_left(inner, q, k, v, *args, **options):
     """Causality from the first row on, where it should be to the last."""
     queries, keys = ([pair[side] for pair in gpu_checks._SEQUENCES] for side in (0, 1))

@@ -42,7 +42,7 @@ def rows_of(out):
 def test_smoke(tmp_path, capsys):
     assert run(gpu_smoke, tmp_path, "--tiny") == 0
     found = rows_of(tmp_path)
-    assert {row["setting"].split("/")[0] for row in found} == {"versions", "compress", "tree", "varlen"}
+    assert {row["setting"].split("/")[0] for row in found} == {"versions", "compress", "tree", "log-sum-exp", "varlen"}
     assert all(0 <= float(row["error"]) <= 1 for row in found if row["setting"] != "versions")
     assert sum(row["setting"] == "compress/fp16/2048" for row in found) == 6  # modes, with a plan and without
     assert "tree_attention on cpu" in (tmp_path / "smoke.txt").read_text()
@@ -51,7 +51,9 @@ def test_smoke(tmp_path, capsys):
 
 def test_smoke_of_models_and_times(tmp_path):
     assert run(gpu_smoke, tmp_path, "--only", "step/shared", "ceilings", "head/odd", "logsumexp") == 0
-    found = {row["setting"]: row for row in rows_of(tmp_path)}
+    rows = rows_of(tmp_path)
+    assert [row["contestant"] for row in rows if row["setting"] == "logsumexp"] == ["patchrec_fast", "torch logsumexp"]
+    found = {row["setting"]: row for row in rows}
     assert 0 < float(found["step/shared"]["error"]) <= 1
     assert float(found["logsumexp"]["floor_ms"]) > 0
     assert float(found["head/odd"]["median_ms"]) > 0
