@@ -24,9 +24,9 @@ lint: $(VENV)/ready
 unit: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-# One thread: the interpreter makes a torch call an instruction, each too small to share out (10 times slower on two).
+# The interpreter makes a torch call an instruction, each too small to share out: one thread a process here too.
 interpret: $(VENV)/ready
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/kernels
 
 # What Python does with a GPU, on a CUDA device that is the host (tests/pretend): results, waits, graphs, no times.
 # The device must be there before torch is imported. Its operators are compiled the first time, in about a minute.

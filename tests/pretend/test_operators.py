@@ -134,7 +134,12 @@ def test_a_batch_moves_without_a_wait(pretend, pack):
         assert pretend.counts()["copy to the device"] == 1
         assert all(torch.equal(a.cpu(), b) for a, b in zip(moved.offsets, batch.offsets, strict=True))
         assert torch.equal(moved.labels.cpu(), batch.labels)
-        assert all(torch.equal(a.cpu(), b) for a, b in zip(moved.plan.tensors(), batch.plan.tensors(), strict=True))
+    plan = make_plan(batch.ids, batch.offsets)
+    pretend.reset()
+    moved = plan.to("cuda")
+    assert pretend.waits() == {}
+    assert pretend.counts()["copy to the device"] == 1
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(moved.tensors(), plan.tensors(), strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
