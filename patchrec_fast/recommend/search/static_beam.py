@@ -146,9 +146,8 @@ class StaticBeamSearch:
         users, beams = self._score.shape
         live = self._score > -torch.inf
         self._num_scored += live.sum(1)
-        beam = (
-            (~live).flatten().long().argsort(dim=0, stable=True)[:size]
-        )  # those that live, then others, which win nothing
+        dead = (~live).flatten().long()
+        beam = dead.argsort(dim=0, stable=True)[:size]  # those that live, then others, which win nothing
         user, place = beam // beams, beam % beams
         row, node = self._row.flatten()[beam], self._node.flatten()[beam]
         found = self._scorer.children(self._hidden[row], user, node, self._width)
