@@ -112,7 +112,7 @@ class LMHead:
         hidden = hidden.to(weight.dtype)
         if hidden.device.type != "cpu":
             made = (_aligned_linear(rows, weight, bias) for rows in hidden.split(max(1, _GPU_CHUNK // self.size)))
-            return torch.cat([log_sum_exp(logits, scale=self._scale, softcap=self._cap) for logits in made])
+            return torch.cat([log_sum_exp(logits, scale=self._scale, softcap=self._cap).float() for logits in made])
         # Of a block of tokens each: the logits stay in the cache, 1.9 times faster for 160 rows.
         parts = []
         for first in range(0, len(weight), _BLOCK):
@@ -123,7 +123,7 @@ class LMHead:
 
     def _finished(self, logits: Tensor) -> Tensor:
         """The model's own logits, float32."""
-        return finished(logits, self._scale, self._cap)
+        return finished(logits.float(), self._scale, self._cap)
 
     def subset(self, tokens: Tensor) -> LMHead:
         """A head of these tokens alone, (U,); one that is not a plain linear layer computes all and selects."""

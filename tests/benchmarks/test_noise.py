@@ -115,5 +115,7 @@ def test_an_arm_changes_what_it_says():
         "user, 4": ("user", 4),
         "user, 16": ("user", 16),
         "user, 64": ("user", 64),
+        "user, 16, twice as long": ("user", 16),
     }
+    assert {name: own.epochs for name, own in made.items() if own.epochs != 2} == {"user, 16, twice as long": 4}
     assert {name for name, own in made.items() if own.anchor == "newest"} == {"prompt"}

@@ -19,7 +19,7 @@ pytest.importorskip("accelerate")
 SMALL = replace(RECIPE, steps=3, limit_val=4, save_steps=3, hidden=32)  # heads of 16 columns: FlexAttention serves
 ON_THE_CPU = """
 import sys
-from tests.pretend.test_train import SMALL
+from tests.pretend.test_pretend_train import SMALL
 from patchrec_fast.train.run import train
 folder = sys.argv[1]
 train(SMALL, "pft-s", model="tiny", data=f"{folder}/data", out=f"{folder}/cpu", tokenizer=f"{folder}/tokenizer")
