@@ -33,7 +33,7 @@ class Tile(NamedTuple):
 
 _FUSED = {"enable_fp_fusion": True}
 ACROSS = Tile(1, 4096, {"num_warps": 8} | _FUSED)  # a row's elements are adjacent
-DOWN = Tile(64, 64, {"num_warps": 8} | _FUSED)  # a column's are
+DOWN = Tile(64, 32, {"num_warps": 4} | _FUSED)  # a column's are
 
 
 @triton.jit
