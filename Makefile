@@ -31,7 +31,7 @@ interpret: $(VENV)/ready
 # What Python does with a GPU, on a CUDA device that is the host (tests/pretend): results, waits, graphs, no times.
 # The device must be there before torch is imported. Its operators are compiled the first time, in about a minute.
 pretend: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.pretend.plugin tests/pretend
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -p tests.pretend.plugin tests/pretend
 
 # The oldest versions that are tested, in an environment of 5 GB: PyPI has torch 2.11 with CUDA alone. Not in CI.
 old-stack:

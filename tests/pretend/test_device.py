@@ -224,4 +224,4 @@ def test_kernels_take_tensors_of_the_device(pretend):
         doubled[(1, 2**16)](x)
     target = _launch.target("cuda")
     assert (target.backend, target.arch, target.warp_size) == ("cuda", 90, 32)
-    assert _launch.multiprocessors(torch.device("cuda", 0)) == 132
+    assert _launch.device_limits(torch.device("cuda", 0)).multiprocessors == 132

@@ -2,6 +2,7 @@
 """Recommending on the pretended device: the CPU's titles and scores, and how often a search waits."""
 
 import contextlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from patchrec_fast import data
 from patchrec_fast.hf.kv_cache import KVCache
 from patchrec_fast.ops.attention import tree
 from patchrec_fast.ops.compress import operator, reference
+from patchrec_fast.ops.log_sum_exp import log_sum_exp
+from patchrec_fast.recommend import lm_head
 from tests.recommend.conftest import histories, make_model, packer, sample  # noqa: F401
 
 FAMILIES = ["llama", "mistral", "gemma2"]
@@ -36,6 +39,7 @@ def plain(monkeypatch):
     """The operators by torch's own functions, not by Triton's slow interpreter: `test_with_the_kernels` has those."""
     monkeypatch.setattr(operator, "_chosen", lambda impl, device_type, dtype: reference)
     monkeypatch.setattr(tree, "choose", lambda impl, device_type, dtype: "cpu" if device_type == "cpu" else "reference")
+    monkeypatch.setattr(lm_head, "log_sum_exp", partial(log_sum_exp, impl="reference"))
 
 
 def assert_same(found, expected):
