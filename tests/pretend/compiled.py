@@ -14,7 +14,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("pretend.cpp")
+SOURCE, HEADER = (Path(__file__).with_name(name) for name in ("pretend.cpp", "state.h"))
 FOLDER = Path(__file__).parents[2] / "build" / "pretend"
 
 
@@ -41,7 +41,7 @@ def library() -> Path:
         *(f"-I{include}", f"-I{include / 'torch/csrc/api/include'}"),
         *(f"-L{lib}", f"-Wl,-rpath,{lib}", "-ltorch", "-ltorch_cpu", "-lc10"),
     ]
-    digest = hashlib.sha256("\n".join([SOURCE.read_text(), version, *command]).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join([SOURCE.read_text(), HEADER.read_text(), version, *command]).encode()).hexdigest()
     target = FOLDER / f"pretend-{digest[:16]}.so"
     if target.is_file():
         return target
