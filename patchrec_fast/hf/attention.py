@@ -225,6 +225,9 @@ def packed_attention(
     drops = False
     if dropout > 0:  # compiled in training mode the rate is symbolic: a branch makes a guard, a comparison does not
         drops = True
+    kept = False
+    if key.shape[0] != query.shape[0]:  # no sequence has fewer keys than queries
+        kept = True
     chosen = choose(
         kernel,
         query.device.type,
@@ -232,7 +235,7 @@ def packed_attention(
         widths=(query.shape[-1], value.shape[-1]),
         dropout=drops,
         softcap=softcap is not None,
-        kept=cu_seqlens_k is not cu_seqlens,
+        kept=kept,
     )
     if chosen == "flex":
         segments = _forest(cu_seqlens, query.shape[0])

@@ -100,12 +100,12 @@ class Run:
         self._scorer = TokenScorer(head, self._trie, normalize)
         self._exclude_seen = exclude_seen
         self._prefix: KeyValues | None = None  # of the rows before the history
-        self._config: BeamConfig | None = None  # of a search in steps of one shape
+        self._config: BeamConfig | None = None  # of a search in calls of few shapes
         self._graphs_required = False
         self._static: StaticBeamSearch | None = None
 
     def use_static_shapes(self, config: BeamConfig, required: bool) -> None:
-        """Beams are searched in steps of one shape, if they can be.
+        """Beams are searched in calls of few shapes, if they can be.
 
         Raises:
             RuntimeError: required, and they cannot.
@@ -264,7 +264,7 @@ class Run:
 
 
 def _why_not_static(model: Any, device: torch.device) -> str | None:
-    """Why steps of one shape do not serve a model; None where they do."""
+    """Why calls of few shapes do not serve a model; None where they do."""
     if device.type != "cuda":
         return f"the model is on {device}, expected a CUDA device"
     if _rotates_by_length(model):
@@ -273,14 +273,14 @@ def _why_not_static(model: Any, device: torch.device) -> str | None:
 
 
 def _mostly_empty(trie: Trie, beams: int) -> str | None:
-    """Why steps of one shape would have room for more than can live: it is of the longest title, in each beam."""
+    """Why calls of few shapes would have room for more than can live: it is of the longest title, in each beam."""
     rows = (trie.depth - 1) * beams
     if rows <= _SMALL:
         return None
     inner = [int((~trie.is_leaf[a:b]).sum()) for a, b in pairwise(trie.levels[1:-1])]  # by depth
     if rows <= _EMPTY * sum(min(beams, nodes) for nodes in inner):
         return None
-    return f"its steps would keep {rows} rows a user for the longest title, of {trie.depth} tokens, most of them empty"
+    return f"its search would keep {rows} rows a user for the longest title, of {trie.depth} tokens, most of them empty"
 
 
 def _rotates_by_length(model: Any) -> bool:

@@ -217,7 +217,7 @@ class Recommender:
             early_stopping: for "beam", as `recommend.search.beam.BeamConfig` has it.
             diversity_penalty: for "diverse", from 0 to 1000.
             batch_size: users decoded at once. A batch that does not fit the GPU is halved, with a warning.
-            cuda_graphs: for "beam" on a GPU: run the steps of the search as a CUDA graph, which waits for nothing
+            cuda_graphs: for "beam" on a GPU: run the search as CUDA graphs, which the host waits for once a token
                 (`recommend.search.static_beam`); the answers are the same. None does so where it can, True or raises.
 
         Raises:

@@ -126,7 +126,7 @@ def assert_right(world, rec, rng, monkeypatch):
     k = int(rng.integers(1, titles + 3))
     few = int(rng.integers(1, min(titles, 4) + 1))
     with monkeypatch.context() as patch:
-        if rng.integers(2):  # steps of one shape, as on a GPU
+        if rng.integers(2):  # calls of few shapes, as on a GPU
             patch.setattr(engine, "_why_not_static", lambda model, device: None)
         every = rec.recommend(histories, k=k, beams=max(k, titles), **options)
         beam = rec.recommend(histories, k=few, **options)

@@ -70,7 +70,7 @@ def test_minus_infinity_everywhere(rec, histories, ask):
 
 
 def test_one_user(rec, histories, ask):
-    """The last one, by a token that only that history holds; steps of one shape may read NaN keys at weight 0."""
+    """The last one, by a token that only that history holds; calls of few shapes may read NaN keys at weight 0."""
     batches = [set(rec.packer.pack([history]).ids.tolist()) for history in histories]
     token = min(batches[-1] - set.union(*batches[:-1]) - set(rec.trie.token[1 : rec.trie.levels[2]].tolist()))
     weight = rec.model.get_input_embeddings().weight

@@ -46,7 +46,7 @@ def unchecked(monkeypatch):
 
 
 def both(monkeypatch, rec, histories, **options):
-    """By a tree that grows, and by steps of one shape, which the CPU otherwise never takes."""
+    """By a tree that grows, and by calls of few shapes, which the CPU otherwise never takes."""
     grown = rec.recommend(histories, cuda_graphs=False, **options)
     with monkeypatch.context() as patch:
         patch.setattr(engine, "_why_not_static", lambda model, device: None)
