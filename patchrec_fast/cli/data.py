@@ -21,6 +21,7 @@ from ..data.interactions import Source
 from ..data.movielens import MovieLens
 from ..data.prepare import RULES, Prepared, Rules, prepare
 from ..data.sample import save_tokenizer
+from ..data.shop import write_shop
 from ..data.splits import SPLITS
 from ..data.stats import statistics
 from ..models import open_tokenizer
@@ -58,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     adding.add_argument("--tokenizer", metavar="DIR", help="also train a small tokenizer and save it here")
     adding.add_argument("--users", type=int, default=1000, metavar="N", help="default: 1000")
     adding.add_argument("--items", type=int, default=2000, metavar="N", help="default: 2000")
+    adding.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    example = "  patchrec-fast data shop --out shop"
+    adding = _action(actions, "shop", _shop, "invent a grocer's orders.csv and products.csv, for prepare", example)
+    adding.add_argument("--out", required=True, metavar="DIR", help="gets the two files")
+    adding.add_argument("--customers", type=int, default=400, metavar="N", help="default: 400")
     adding.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
 
 
@@ -153,6 +159,10 @@ def _sample(options: argparse.Namespace) -> dict[str, Any]:
     figures = statistics(dataset)
     _note_empty(figures)
     return {"folder": str(Path(options.out)), **figures}
+
+
+def _shop(options: argparse.Namespace) -> dict[str, Any]:
+    return {"files": list(map(str, write_shop(options.out, seed=options.seed, customers=options.customers)))}
 
 
 def _note_empty(figures: dict[str, float]) -> None:

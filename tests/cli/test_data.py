@@ -31,7 +31,7 @@ def fails(capsys, *arguments):
     return lines[0]
 
 
-@pytest.mark.parametrize("action", ["prepare", "download", "stats", "sample"])
+@pytest.mark.parametrize("action", ["prepare", "download", "stats", "sample", "shop"])
 def test_every_action_helps_with_an_example_that_parses(action, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["data", action, "--help"])
