@@ -23,6 +23,7 @@ from ..data.prepare import RULES, Prepared, Rules, prepare
 from ..data.sample import save_tokenizer
 from ..data.splits import SPLITS
 from ..data.stats import statistics
+from ..data.tables import OLDER
 from ..models import open_tokenizer
 
 EXAMPLE = """  patchrec-fast data download ml-1m --out raw
@@ -139,7 +140,10 @@ def _download(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _stats(options: argparse.Namespace) -> dict[str, Any]:
-    figures = statistics(load(options.folder), None if options.tokenizer is None else open_tokenizer(options.tokenizer))
+    dataset = load(options.folder)
+    if dataset.item_ids.first:
+        _note(OLDER)
+    figures = statistics(dataset, None if options.tokenizer is None else open_tokenizer(options.tokenizer))
     _note_empty(figures)
     return figures
 
