@@ -20,8 +20,8 @@ EARLIEST = 3  # position of a target, as in the paper
 class Samples(NamedTuple):
     """S samples of one split, ready for `Packer.pack`."""
 
-    histories: tuple[NDArray[np.int32], NDArray[np.int64]]  # flat item ids (N,), offsets (S + 1,)
-    targets: NDArray[np.int32]  # (S,) item ids
+    histories: tuple[NDArray[np.int32], NDArray[np.int64]]  # flat numbers of items (N,), offsets (S + 1,)
+    targets: NDArray[np.int32]  # (S,) numbers of items
 
 
 @dataclass(frozen=True, eq=False)
