@@ -44,6 +44,11 @@ class Recommendations(Ranked):
     seconds: dict[str, float]
     catalogue: Catalogue = field(repr=False)
 
+    def ids(self) -> list[list[int | str]]:
+        """Each user's items as many as exist, by the source's own ids: those of `Dataset.item_ids`, where the catalogue
+        was made with them, otherwise as in `items`."""
+        return [self.catalogue.own(user[user >= 0]) for user in self.items]
+
     def titles(self) -> list[list[str]]:
         """Each user's titles, as many as exist."""
         known = [user[user >= 0] for user in self.items]
