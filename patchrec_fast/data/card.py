@@ -54,7 +54,7 @@ def write(
         "made_by": f"patchrec_fast {version}",
         "rules": asdict(prepared.rules),
         "interactions": prepared.counts,
-        "cleaned_titles": prepared.cleaned,
+        "found": {name: asdict(tally) for name, tally in prepared.tallies.items()},
         "statistics": statistics(prepared.dataset),
         "inputs": {file.name: files_of.digest(file) for file in files},
     }

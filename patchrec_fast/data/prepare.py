@@ -3,8 +3,9 @@
 
 The steps, in this order:
 1. Ratings above a bound are kept, chunk by chunk, so that memory grows with what is kept and not with the files.
-2. Of several kept interactions of one user with one item the earliest stays.
-3. Titles become one clean line (`titles.one_line`). An item without a title is an error, or its interactions go.
+2. Of several kept interactions of one user with one item the earliest stays, or all.
+3. Titles become one clean line without HTML entities, then what the rules say of parentheses and articles (`titles`).
+   An item without a title is an error, or its interactions go.
 4. Users and items with too few interactions go. Both are counted once, on the same table, and not again after the
    other has gone: users may end with fewer.
 5. Each user's interactions are sorted by time, equal times in the order of the file. Users come in the order of their
@@ -14,8 +15,9 @@ The steps, in this order:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,17 @@ from ..ragged import to_offsets
 from .dataset import Dataset, at_least
 from .interactions import Items, Key, Progress, Source
 from .splits import SHARES, check_shares, split_by_time
-from .titles import one_line
+from .tally import SHOWN, Tally, repeats, shared
+from .titles import (
+    ARTICLES,
+    PARENTHESES,
+    Articles,
+    Parentheses,
+    decode_entities,
+    drop_parentheses,
+    move_article,
+    one_line,
+)
 
 _MOST = 2**31 - 1  # interactions that a bound may ask for
 
@@ -39,7 +51,9 @@ class Rules:
         min_item: the fewest interactions of an item.
         counted: what the two bounds above count, the interactions "kept" by the rating or "all".
         untitled: an item without a title is an "error", or "drop" drops its interactions.
+        repeats: later interactions of a user with an item are dropped ("drop"), or kept ("keep": music, groceries).
         catalogue: titles of "all" items of the source, or only of those "used" in the end.
+        parentheses, articles: of titles, as of `titles.clean_title`.
         shares: of train, val and test.
 
     Raises:
@@ -53,7 +67,10 @@ class Rules:
     min_item: int = 1
     counted: Literal["kept", "all"] = "kept"
     untitled: Literal["error", "drop"] = "error"
+    repeats: Literal["drop", "keep"] = "drop"
     catalogue: Literal["all", "used"] = "used"
+    parentheses: Parentheses = "keep"
+    articles: Articles = "keep"
     shares: tuple[float, float, float] = SHARES
 
     def __post_init__(self) -> None:
@@ -65,14 +82,17 @@ class Rules:
         for name, choices in (
             ("counted", ("kept", "all")),
             ("untitled", ("error", "drop")),
+            ("repeats", ("drop", "keep")),
             ("catalogue", ("all", "used")),
+            ("parentheses", PARENTHESES),
+            ("articles", ARTICLES),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}")
         check_shares(self.shares)
 
 
-_MOVIELENS = Rules(above_rating=3, catalogue="all")
+_MOVIELENS = Rules(above_rating=3, catalogue="all", parentheses="drop", articles="english")
 # The paper's, found by comparing with its prepared data. Goodreads: its users have as few as 19 ratings of 5 and its
 # items as few as none, so both bounds must have counted interactions of every rating.
 RULES = {
@@ -91,7 +111,7 @@ class Prepared(NamedTuple):
     item_names: dict[int, Key]  # item id -> the source's own name; empty where the ids are those
     rules: Rules
     counts: dict[str, int]  # interactions left after each step
-    cleaned: int = 0  # titles of the dataset with control characters, line ends or repeated spaces, which are gone
+    tallies: dict[str, Tally]  # what was dropped, merged or changed, where there was any
 
 
 def prepare(source: Source, rules: Rules, progress: Progress = lambda size: None) -> Prepared:
@@ -108,24 +128,29 @@ def prepare(source: Source, rules: Rules, progress: Progress = lambda size: None
         ImportError: pyarrow is not installed.
     """
     table = _collect(source, rules, progress)
-    table.drop(_repeated(table), "one of each pair")
-    items = source.items()
-    titles, cleaned = _titled(table, items, source, rules)
+    tallies = {"rated too low": Tally(table.counts["read"] - len(table.users), [])}
+    items, user_names = source.items(), source.users()
+    if rules.repeats == "drop":
+        repeated = _repeated(table)
+        tallies["repeats"] = repeats(table.users, table.items, repeated, user_names, items)
+        table.drop(repeated, "one of each pair")
+    titles, changes = _titled(table, items, source, rules, tallies)
     table.drop(~_frequent(table, rules), "frequent enough")
     users, times, offsets = table.sort()
     ids = items.ids[table.items]
     if rules.catalogue == "used":
         titles = {item: titles[item] for item in np.unique(ids).tolist()}
     dataset = Dataset(ids, offsets, titles, split_by_time(times, offsets, rules.shares))
-    user_names = source.users()
     item_names = dict(zip(items.ids.tolist(), items.names or [], strict=False))
+    own = {item: items.own(number) for number, item in enumerate(items.ids.tolist())}
+    tallies |= _of_titles(titles, changes, source.others(), {item: own.get(item, item) for item in titles})
     return Prepared(
         dataset,
         [user_names[user] for user in users.tolist()],
         {item: name for item, name in item_names.items() if item in titles},
         rules,
         table.counts,
-        len(cleaned & titles.keys()),
+        {name: tally for name, tally in tallies.items() if tally.count},
     )
 
 
@@ -135,7 +160,7 @@ class _Table:
 
     users: NDArray[np.int32]
     items: NDArray[np.int32]
-    times: NDArray[np.int64]
+    times: NDArray[np.int64] | NDArray[np.float64]
     counts: dict[str, int]
     of_user: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # over all, where rules say so
     of_item: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -149,7 +174,7 @@ class _Table:
             left = ", ".join(f"{name} {count:,}" for name, count in self.counts.items())
             raise ValueError(f"no interactions are left by the rules: {left}")
 
-    def sort(self) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    def sort(self) -> tuple[NDArray[np.int32], NDArray[np.int64] | NDArray[np.float64], NDArray[np.int64]]:
         """Sorts by user and time; the users (U,) in their order, the times (N,) and the offsets (U + 1,)."""
         names, first, number = np.unique(self.users, return_index=True, return_inverse=True)
         by_appearance = np.argsort(first)
@@ -163,7 +188,8 @@ class _Table:
 
 
 def _collect(source: Source, rules: Rules, progress: Progress) -> _Table:
-    users, items, times = [], [], []
+    users, items = [], []
+    times: list[NDArray[Any]] = []
     table = _Table(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64), {"read": 0})
     for chunk in source.read(progress):
         table.counts["read"] += len(chunk.users)
@@ -202,22 +228,64 @@ def _repeated(table: _Table) -> NDArray[np.bool_]:
     return repeated
 
 
-def _titled(table: _Table, items: Items, source: Source, rules: Rules) -> tuple[dict[int, str], set[int]]:
-    """The titles, each one clean line, and the items whose title was none.
+_Changes = dict[str, dict[int, tuple[str, str]]]  # kind of change -> item id -> title before and after
+
+
+def _titled(
+    table: _Table, items: Items, source: Source, rules: Rules, tallies: dict[str, Tally]
+) -> tuple[dict[int, str], _Changes]:
+    """The titles, each one clean line, and what was changed for it.
 
     Interactions with items that have no title are dropped, where the rules say so.
     """
     used = np.unique(table.items)
     given = source.titles(items.ids[used])
-    titles = {item: line for item, title in given.items() if (line := one_line(title))}
+    steps: dict[str, Callable[[str], str]] = {
+        "HTML entities": decode_entities,
+        "control characters and spaces": one_line,
+        "parentheses": lambda title: drop_parentheses(title, rules.parentheses),
+        "articles": lambda title: move_article(title, rules.articles),
+    }
+    changes: _Changes = {name: {} for name in steps}
+    titles = {}
+    for item, title in given.items():
+        title = title.strip()
+        for name, step in steps.items():
+            after = step(title)
+            if after != title:
+                changes[name][item] = title, after
+            title = after
+        if title:
+            titles[item] = title
     has_title = np.isin(items.ids, np.fromiter(titles, np.int64, len(titles)))
     untitled = used[~has_title[used]]
+    examples = [items.own(number) for number in untitled[:SHOWN].tolist()]
     if len(untitled) and rules.untitled == "error":
+        rows = int((~has_title[table.items]).sum())
         raise ValueError(
-            f"{len(untitled)} items have no title, the first is {items.own(untitled[0])!r}; 'drop' leaves them out"
+            f"{source.files[-1]}: {len(untitled):,} of {len(used):,} items have no title, as "
+            f"{', '.join(map(repr, examples))}; --untitled drop leaves out their {rows:,} rows"
         )
+    tallies["untitled items"] = Tally(len(untitled), examples)
     table.drop(~has_title[table.items], "with a title")
-    return titles, {item for item, line in titles.items() if line != given[item].strip()}
+    return titles, changes
+
+
+def _of_titles(
+    titles: dict[int, str], changes: _Changes, others: dict[int, str], own: dict[int, Key]
+) -> dict[str, Tally]:
+    """Counts of the titles that are left."""
+    several = [item for item in others if item in titles]
+    tallies = {
+        "items with several titles": Tally(
+            len(several), [{"item": own[item], "kept": titles[item], "other": others[item]} for item in several[:SHOWN]]
+        ),
+        "shared titles": shared(titles, own),
+    }
+    for name, pairs in changes.items():
+        kept = [pair for item, pair in pairs.items() if item in titles]
+        tallies[name] = Tally(len(kept), [{"before": before, "after": after} for before, after in kept[:SHOWN]])
+    return tallies
 
 
 def _frequent(table: _Table, rules: Rules) -> NDArray[np.bool_]:
