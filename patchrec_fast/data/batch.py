@@ -9,7 +9,7 @@ from typing import Any
 
 from .arrow import arrow
 from .faults import bad_value, empty_value
-from .values import is_text, plain
+from .values import cast, is_text, plain
 
 
 class Batch:
@@ -32,16 +32,17 @@ class Batch:
         column = self._batch.column(self._names[name])
         try:
             return plain(column)
-        except pa.ArrowException as error:
-            found = f"{column.type} ({str(error).splitlines()[0]})"
-            raise ValueError(f"{self._file}: column {self._names[name]!r}: found {found}, expected UTF-8") from error
+        except pa.ArrowInvalid:
+            if is_text(column.type):
+                cast(column, pa.large_string(), self.bad(name, "text in UTF-8"))
+            raise self.wrong_type(name, "text in UTF-8") from None
 
     def full(self, name: str) -> Any:
         """The same, without empty values."""
         column = self.column(name)
         if column.null_count:
             place = int(column.is_null().to_numpy(zero_copy_only=False).argmax())
-            raise empty_value(self._file, self._where(self._row + place), self._names[name])
+            raise empty_value(self._file, self._where(self._row + place), self._column(name))
         return column
 
     def titles(self, item: str) -> Any:
@@ -57,13 +58,16 @@ class Batch:
         """The error for the value at a place."""
 
         def error(place: int) -> ValueError:
-            row = self._where(self._row + place)
-            return bad_value(
-                self._file, row, self._names[name], self._batch.column(self._names[name])[place].as_py(), expected
-            )
+            found = self._batch.column(self._names[name])[place].as_py()
+            return bad_value(self._file, self._where(self._row + place), self._column(name), found, expected)
 
         return error
 
     def wrong_type(self, name: str, expected: str) -> ValueError:
+        """The error for a column that cannot hold what it should."""
+        kind = self._batch.column(self._names[name]).type
+        return ValueError(f"{self._file}: column {self._column(name)} is {kind}, expected {expected}")
+
+    def _column(self, name: str) -> str:
         own = self._names[name]
-        return ValueError(f"{self._file}: column {own!r} is {self._batch.column(own).type}, expected {expected}")
+        return repr(own) if own == name else f"{own!r} (--{name})"

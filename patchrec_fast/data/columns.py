@@ -184,15 +184,13 @@ class Columns:
             column = column.cast(pa.large_string())
         coded = column.dictionary_encode()
         if is_text(coded.dictionary.type):
-            bad = compute.or_(
-                compute.match_substring_regex(coded.dictionary, r"\p{Cc}|^\s*$"),
-                compute.is_in(coded.dictionary, pa.array(_MISSING, coded.dictionary.type)),
-            )
-            if compute.any(bad).as_py():
-                place = int(compute.index(coded.indices, compute.index(bad, True)).as_py())
-                raise batch.bad(
-                    name, "an id that shows something, has no control characters and marks no missing value"
-                )(place)
+            for wrong, expected in (
+                (compute.match_substring_regex(coded.dictionary, r"^\s*$"), "an id that is more than spaces"),
+                (compute.match_substring_regex(coded.dictionary, r"\p{Cc}"), "an id without control characters"),
+                (compute.is_in(coded.dictionary, _missing(coded)), "an id; this marks a missing value"),
+            ):
+                if (number := compute.index(wrong, True).as_py()) >= 0:
+                    raise batch.bad(name, expected)(compute.index(coded.indices, number).as_py())
         return coded
 
     def _moments(self, batch: Batch) -> Numbers:
@@ -208,12 +206,20 @@ class _Reader(Protocol):
     def where(self, row: int) -> str: ...
 
 
+def _missing(coded: Any) -> Any:
+    pa, _ = arrow()
+    return pa.array(_MISSING, coded.dictionary.type)
+
+
 def _existing(file: str | os.PathLike[str], option: str) -> Path:
     path = Path(file)
     if path.is_dir():
         raise ValueError(f"{option}: {path} is a folder, expected a file")
     if not path.name.lower().endswith(_ENDINGS):
-        raise ValueError(f"{option}: {path.name!r} has another ending, expected one of {', '.join(_ENDINGS)}")
+        endings = ", ".join(_TEXTS)
+        raise ValueError(
+            f"{option}: {path}: expected a name that ends in {endings}, each with or without .gz, or in .parquet"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{option}: {path}: no such file")
     return path

@@ -24,7 +24,6 @@ from .rawfile import Bytes, no_text, opened, sample
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 _LINES = 20  # that a separator is seen in
 _LARGEST_VALUE = 1 << 30
-_LONGEST_ROW = BLOCK
 _ENTITY = re.compile(r"&#?\w+;")
 
 
@@ -84,8 +83,7 @@ class Delimited:
         Raises:
             ValueError: something is wrong before that row or in it, and explains what came of it.
         """
-        line = self._walk_to(row)
-        return f"row {row}" if line in (row, None) else f"row {row} (line {line})"
+        return _place(row, self._walk_to(row))
 
     def _parse(self, raw: Bytes) -> Iterator[Any]:
         pa, _ = arrow()
@@ -119,28 +117,28 @@ class Delimited:
             self._columns = header
             break
         self._walk_to(1)
-        written = f", separated by {self._sep!r}"
-        if given and len(self._columns) == 1:
-            other = _seen(text, set(self._wanted.values()), given)
-            written += f" as --sep says (--sep {SEPARATORS[other]} looks better)" if other != given else ""
-        check_columns(self._file, self._wanted, self._columns, written)
+        if given and len(self._columns) == 1 and (other := _seen(text, set(self._wanted.values()), given)) != given:
+            raise ValueError(
+                f"{self._file}: row 1, the header: found {shown(self._columns[0])}, expected columns "
+                f"separated by --sep {given!r}; --sep {SEPARATORS[other]} looks better"
+            )
+        check_columns(self._file, self._wanted, self._columns, f", of row 1 separated by {self._sep!r}")
 
     def _walk_to(self, wanted: int | None) -> int | None:
         """The line that a row begins in; walks all rows before it, or all there are.
 
         Raises:
-            ValueError: a row that is not text, is not closed, is too long, or has other columns than the header.
+            ValueError: a row that is not text, is not closed, or has other columns than the header.
         """
+        read = {*self._wanted.values()}
         for row, (line, fields) in enumerate(self._rows(), 1):
-            names = dict(enumerate(self._columns))
-            for place, field in enumerate(fields):
-                column = names.get(place, f"number {place + 1}")
-                if not field.isascii() and (error := no_text(self._file, f"row {row}", column, field, self._encoding)):
-                    raise error
+            for name, field in zip(self._columns, fields, strict=False):
+                if not field.isascii() and (row == 1 or name in read):
+                    wrong = no_text(self._file, _place(row, line), name, field, self._encoding)
+                    if wrong is not None:
+                        raise wrong
             if len(fields) != len(self._columns):
                 raise self._ragged(row, line, fields)
-            if sum(map(len, fields)) > _LONGEST_ROW:
-                raise ValueError(f"{self._file}: row {row} (line {line}) is longer than {_LONGEST_ROW >> 20} MiB")
             if row == wanted:
                 return line
         return None
@@ -149,7 +147,7 @@ class Delimited:
         text = (self._sep or ",").join(fields)
         entity = ", as one with the HTML entity " + repr(found[0]) if (found := _ENTITY.search(text)) else ""
         return ValueError(
-            f"{self._file}: row {row} (line {line}): found {_columns(len(fields))} separated by {self._sep!r} in "
+            f"{self._file}: {_place(row, line)}: found {_columns(len(fields))} separated by {self._sep!r} in "
             f"{shown(text)}, expected the header's {len(self._columns)}; a value that holds a {self._sep!r}"
             f"{entity if self._sep == ';' else ''} must be in double quotes"
         )
@@ -167,16 +165,23 @@ class Delimited:
                         row += 1
                     begin = rows.line_num + 1
         except csv.Error as error:
+            open_end = "end of data" in str(error)
+            found = (
+                "a double quote that is not closed" if open_end else "text after the double quote that closes a value"
+            )
             raise ValueError(
-                f"{self._file}: row {row}, which begins in line {begin}, has unbalanced quotes ({error}); "
-                'expected a double quote at both ends of a value, and "" for one inside'
+                f"{self._file}: {_place(row, begin)}: unbalanced quotes, found {found}, "
+                'expected one at both ends of a value, and "" for one inside'
             ) from error
         except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{self._file}: row {row}, which begins in line {begin}, is not {error.encoding}"
-            ) from error
+            place = f"{_place(row, begin)} or one after it"
+            raise ValueError(f"{self._file}: {place} is not text of --encoding {self._encoding}") from error
         finally:
             csv.field_size_limit(limit)
+
+
+def _place(row: int, line: int | None) -> str:
+    return f"row {row}" if line in (row, None) else f"row {row} (line {line})"
 
 
 def _columns(count: int) -> str:

@@ -12,13 +12,13 @@ _LISTED = 12  # columns of a table
 
 
 def bad_value(file: Path, row: str, column: str, found: object, expected: str) -> ValueError:
-    """The error for one value; `expected` may end with an option that helps."""
-    return ValueError(f"{file}: {row}, column {column!r}: found {shown(found)}, expected {expected}")
+    """The error for one value; the column as it is to be printed, and `expected` may end with an option that helps."""
+    return ValueError(f"{file}: {row}, column {column}: found {shown(found)}, expected {expected}")
 
 
 def empty_value(file: Path, row: str, column: str) -> ValueError:
     """The error for a value that is missing."""
-    return ValueError(f"{file}: {row}, column {column!r}: empty, expected a value in every row")
+    return ValueError(f"{file}: {row}, column {column}: empty, expected a value in every row")
 
 
 def shown(found: object) -> str:

@@ -92,24 +92,31 @@ class JsonLines:
         try:
             line = text.readline(_LONGEST)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self._file}: row {number} or one after it is not {error.encoding}") from error
+            raise ValueError(
+                f"{self._file}: row {number} or one after it is not text of --encoding {self._encoding}"
+            ) from error
         if len(line) == _LONGEST:
             raise ValueError(f"{self._file}: row {number} is longer than 64 MiB, expected one JSON object a line")
         return line
 
     def _object(self, line: int, text: str) -> dict[str, Any]:
-        if not text.isascii() and (error := no_text(self._file, f"row {line}", "of all keys", text, self._encoding)):
-            raise error
         try:
             fields = json.loads(text, object_pairs_hook=_once, parse_int=str, parse_float=str, parse_constant=_nothing)
         except (ValueError, RecursionError) as error:
-            why = "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(": line")[0]
+            why = (
+                f"no JSON from character {error.pos + 1} on" if isinstance(error, json.JSONDecodeError) else str(error)
+            )
             raise ValueError(
                 f"{self._file}: row {line}: found {shown(text.strip())}, expected one JSON object ({why})"
             ) from error
         if not isinstance(fields, dict):
             also = "; a file that is one JSON array is to be written with an object a line" if line == 1 else ""
             raise ValueError(f"{self._file}: row {line}: found {shown(text.strip())}, expected a JSON object{also}")
+        if not text.isascii() and no_text(self._file, "", "", text, self._encoding) is not None:
+            for name in self._wanted.values():
+                wrong = no_text(self._file, f"row {line}", name, str(fields.get(name)), self._encoding)
+                if wrong is not None:
+                    raise wrong
         return fields
 
     def _text(self, line: int, name: str, fields: dict[str, Any]) -> str | None:
@@ -122,13 +129,14 @@ class JsonLines:
                 raise ValueError(
                     f"{self._file}: row {line}, column {name!r}: no such key among {keys}, expected it in every row"
                 )
-            raise empty_value(self._file, f"row {line}", name)
+            raise empty_value(self._file, f"row {line}", repr(name))
         if isinstance(value, str):
             if value.isascii() or not _SURROGATE.search(value):
                 return value
             if name in self._titles:
                 return _SURROGATE.sub("\0", value)  # goes, and is counted, as a control character does
-        raise bad_value(self._file, f"row {line}", name, json.dumps(value), "text or a number")
+            raise bad_value(self._file, f"row {line}", repr(name), json.dumps(value), "text without lone surrogates")
+        raise bad_value(self._file, f"row {line}", repr(name), json.dumps(value), "text or a number")
 
 
 def _nothing(name: str) -> None:

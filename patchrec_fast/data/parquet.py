@@ -44,10 +44,14 @@ class Parquet:
                     progress(round(share * batch.num_rows))
         except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, MemoryError, OverflowError) as error:
             begins = beginning(self._file)
-            if not begins.startswith("b'PAR1"):
+            if begins == "b''":
+                said = "the file is empty"
+            elif not begins.startswith("b'PAR1"):
                 said = f"not Parquet, it begins with {begins}; the name of a text table ends in .csv, .tsv or .jsonl"
+            elif isinstance(error, pa.ArrowNotImplementedError):
+                said = f"written as pyarrow {pa.__version__} cannot read it ({str(error).splitlines()[0]})"
             else:
-                said = f"a Parquet file that is cut short or damaged ({str(error).splitlines()[0]})"
+                said = "a Parquet file that is cut short or damaged"
             raise ValueError(f"{self._file}: {said}" + (f", after row {row - 1}" if row > 1 else "")) from error
         if row == 1:
             raise ValueError(f"{self._file}: has no rows")

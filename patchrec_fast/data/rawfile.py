@@ -64,11 +64,11 @@ class Bytes(io.RawIOBase):
                     f"{self._path}: not compressed by gzip, it begins with {beginning(self._path)}; "
                     "the name of a file of plain text should not end in .gz"
                 ) from error
-            raise ValueError(f"{self._path}: the compressed file is damaged ({error})") from error
+            raise ValueError(f"{self._path}: the compressed file is damaged, its checksum is another") from error
         except EOFError as error:
             raise ValueError(f"{self._path}: the compressed file is cut short, copy it again") from error
         except zlib.error as error:
-            raise ValueError(f"{self._path}: the compressed file is damaged ({error})") from error
+            raise ValueError(f"{self._path}: the compressed file is damaged, it cannot be unpacked") from error
         if found:
             self.lines += found.count(b"\n")
             self.ended = found.endswith(b"\n")
@@ -102,7 +102,7 @@ def check_encoding(encoding: str | None) -> str | None:
     if encoding is None:
         return None
     try:
-        b"".decode(encoding)
+        io.TextIOWrapper(io.BytesIO(), encoding)
         name = codecs.lookup(encoding).name
     except (LookupError, ValueError, TypeError):
         raise ValueError(
@@ -128,13 +128,16 @@ def sample(file: Path, encoding: str | None) -> str:
         for mark, name in _MARKS:
             if start.startswith(mark):
                 raise ValueError(f"{file}: row 1 begins with the mark of {name.upper()}; --encoding {name} reads it")
-    text = start.decode(encoding or "utf-8", "replace").removeprefix("\ufeff")
-    if (place := text[:4096].find("\0")) >= 0:
-        row = text.count("\n", 0, place) + 1
-        other = "" if encoding else "; UTF-16 without its mark is read with --encoding utf-16-le or utf-16-be"
-        raise ValueError(
-            f"{file}: row {row} has a NUL character, the file begins with {start[:_SHOWN]!r}; expected text{other}"
-        )
+    begins = f"row 1 begins with {start[:_SHOWN]!r}"
+    try:
+        text = codecs.getincrementaldecoder(encoding or "utf-8")("replace").decode(start).removeprefix("\ufeff")
+    except UnicodeError as error:
+        raise ValueError(f"{file}: {begins}, which is not text of --encoding {encoding}") from error
+    if text.count("\0", 0, 4096) > 2:
+        half = max(start[:40:2].count(0), start[1:40:2].count(0))  # of the characters of UTF-16
+        name = "utf-16-be" if start[:1] == b"\0" else "utf-16-le"
+        helps = f"; --encoding {name} reads UTF-16 without its mark" if half > 10 and encoding is None else ""
+        raise ValueError(f"{file}: {begins} and there are NUL characters, expected text{helps}")
     if len(start) == _SAMPLE:
         text = text[: max(text.rfind("\n"), text.rfind("\r")) + 1] or text
     return text
@@ -160,5 +163,5 @@ def no_text(file: Path, row: str, column: str, text: str, encoding: str | None) 
         # the bytes that Windows has its quotes and dashes in are no characters in Latin-1
         name = "cp1252" if any(0x80 <= byte < 0xA0 for byte in raw) else "latin-1"
         helps = f"--encoding {name} reads {around.decode(name, 'replace')!r} there"
-    found = f"found the bytes {raw.hex(' ')} in {around!r}"
-    return ValueError(f"{file}: {row}, column {column!r}: {found}, expected {encoding or 'UTF-8'}; {helps}")
+    what = f"found the bytes {raw.hex(' ')} in {around!r}"
+    return ValueError(f"{file}: {row}, column {column!r}: {what}, expected {encoding or 'UTF-8'}; {helps}")

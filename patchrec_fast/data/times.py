@@ -19,6 +19,8 @@ Numbers = NDArray[np.int64] | NDArray[np.float64]
 
 _ISO = "ISO 8601 (2020-01-31 or 2020-01-31T17:05:09)"
 _DATE = re.compile(r"(\d{1,2})([./-])(\d{1,2})\2(\d{4}|\d{2})(.*)|(\d{4})([./])(\d{1,2})\7(\d{1,2})(.*)", re.DOTALL)
+_LIKE_ISO = re.compile(r"\s*\d{4}-\d\d-\d\d")
+_SOME_TIME = re.compile(r"\d.*\d")
 _CLOCK = (
     (re.compile(r""), ""),
     (re.compile(r"[ T]\d{1,2}:\d\d"), "%H:%M"),
@@ -78,7 +80,7 @@ class Times:
         if not good.all():
             place = int(good.argmin())
             expected = f"a time of --time-format {self._form.text!r}, as {self._form.example()!r}"
-            raise wrong(place, expected + _hint(column[place].as_py()))
+            raise wrong(place, expected + _hint(column[place].as_py(), self._form.text))
         return times
 
 
@@ -127,21 +129,34 @@ def _moments(zone: str | None) -> Callable[[Any, Wrong], Numbers]:
     return read
 
 
-def _hint(text: object) -> str:
-    """The option that would read a date like this one, where that can be guessed."""
-    date = _DATE.fullmatch(text.strip()) if isinstance(text, str) else None
-    if date is None:
-        return "; --time-format says how other times are written" if isinstance(text, str) and len(text) > 4 else ""
-    first, mark, second, year, late, year_first, other_mark, *_, after = date.groups()
-    clock = next((form for pattern, form in _CLOCK if pattern.fullmatch(late or after or "")), None)
-    clock = "..." if clock is None else clock
-    join = (late or after or " ")[0] if clock else ""
-    if year_first:
-        return f"; --time-format {other_mark.join(('%Y', '%m', '%d')) + join + clock!r} reads it"
-    year = "%Y" if len(year) == 4 else "%y"
-    forms = [mark.join((*order, year)) + join + clock for order in (("%d", "%m"), ("%m", "%d"))]
-    if int(first) > 12:
+def _hint(text: object, given: str | None = None) -> str:
+    """The option that would read a date like this one, where that can be guessed; `given` does not."""
+    if not isinstance(text, str) or not _SOME_TIME.search(text):
+        return ""
+    if (given is None and _LIKE_ISO.match(text)) or given in (forms := _forms(text.strip())):
+        return "; there is no such day or hour"
+    if not forms:
+        return "; --time-format says how other times are written" if given is None else ""
+    if len(forms) == 1:
         return f"; --time-format {forms[0]!r} reads it"
-    if int(second) > 12:
-        return f"; --time-format {forms[1]!r} reads it"
     return f"; --time-format {forms[0]!r} reads it if the day is first, {forms[1]!r} if the month is"
+
+
+def _forms(text: str) -> list[str]:
+    """Formats that a date may be written in."""
+    if (date := _DATE.fullmatch(text)) is None:
+        return []
+    first, mark, second, year, late, year_first, other_mark, *_, after = date.groups()
+    rest = late or after or ""
+    clock = next((form for pattern, form in _CLOCK if pattern.fullmatch(rest)), None)
+    if clock is None:
+        return []
+    end = rest[:1] + clock
+    if year_first:
+        return [other_mark.join(("%Y", "%m", "%d")) + end]
+    orders = {"day": ("%d", "%m"), "month": ("%m", "%d")}
+    if int(second) > 12:
+        del orders["day"]
+    elif int(first) > 12:
+        del orders["month"]
+    return [mark.join((*order, "%Y" if len(year) == 4 else "%y")) + end for order in orders.values()]

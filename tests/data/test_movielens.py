@@ -2,6 +2,7 @@
 """The three layouts of MovieLens, everything that can be wrong with a file, and the paper's own sets from the raw."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from patchrec_fast.data import RULES, MovieLens, Rules, blocks, load, prepare
 from tests.data.raw import LAYOUTS, MOVIES, RATINGS, TITLES, movielens
 
 pytest.importorskip("pyarrow")
-ALL = Rules(catalogue="all")
+ALL = replace(RULES["movielens"], above_rating=None)
 NAMES = {"100k": ("u.data", "u.item"), "dat": ("ratings.dat", "movies.dat"), "csv": ("ratings.csv", "movies.csv")}
 
 
