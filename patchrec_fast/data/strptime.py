@@ -26,7 +26,7 @@ _FIELDS = {
     "m": "1[0-2]|0?[1-9]",
     "b": "|".join(month[:3] for month in _MONTHS),
     "B": "|".join(_MONTHS),
-    "d": "3[01]|[12][0-9]|0?[1-9]",
+    "d": "3[01]|[12][0-9]|0?[1-9]| [1-9]",
     "H": "2[0-3]|[01][0-9]|[0-9]",
     "I": "1[0-2]|0?[1-9]",
     "p": "AM|PM",
@@ -95,7 +95,7 @@ def read(column: Any, form: Format) -> tuple[NDArray[np.int64], NDArray[np.bool_
     def number(name: str, default: int = 0) -> NDArray[np.int64]:
         if name not in texts:
             return np.full(len(found), default, np.int64)
-        return texts[name].cast(pa.int64()).to_numpy(zero_copy_only=False)
+        return compute.utf8_ltrim_whitespace(texts[name]).cast(pa.int64()).to_numpy(zero_copy_only=False)
 
     def month() -> NDArray[np.int64]:
         for name, names in (("b", [month[:3] for month in _MONTHS]), ("B", _MONTHS)):
