@@ -26,7 +26,9 @@ from ..data.split_files import SplitFiles
 from ..data.splits import SPLITS, Split
 from ..data.stats import statistics
 from ..data.tables import OLDER
+from ..data.titles import ARTICLES, PARENTHESES
 from ..models import open_tokenizer
+from .tallies import sentences
 
 EXAMPLE = """  patchrec-fast data download ml-1m --out raw
   patchrec-fast data prepare ml-1m --raw raw/ml-1m --out data/ml-1m
@@ -35,9 +37,11 @@ EXAMPLE = """  patchrec-fast data download ml-1m --out raw
 
 _PREPARE_EXAMPLE = """  patchrec-fast data prepare ml-100k --raw raw/ml-100k --out data/ml-100k
   patchrec-fast data prepare goodreads --raw raw/goodreads --out data/goodreads --min-user 20
-  patchrec-fast data prepare table --raw log.csv --out data/mine --user customer --item sku --title name --time at"""
+  patchrec-fast data prepare table --raw log.csv --out data/mine --user customer --item sku --title name --time at
+  patchrec-fast data prepare table --raw log.tsv.gz --out data/mine --titles items.csv --time-format %d.%m.%y"""
 _PREPARE = """Read raw ratings, keep what the rules say (by default the paper's for that source), and write the prepared
-format with a card. A repeated interaction of a user with an item is dropped, the earliest stays."""
+format with a card. A table is CSV or another text with a separator, JSON lines or Parquet, one interaction a row. What
+is dropped, merged or changed is counted, with examples, on stderr and in the card."""
 _DOWNLOAD = """Download a MovieLens set from GroupLens, check it and unpack it to OUT/NAME. An interrupted download goes
 on from where it broke off. The data are for research: no redistribution, no commercial use (see the README inside)."""
 
@@ -101,6 +105,7 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     rules.add_argument("--min-item", type=int, metavar="N", help="fewest interactions of an item")
     rules.add_argument("--counted", choices=("kept", "all"), help="which interactions these two count")
     rules.add_argument("--untitled", choices=("error", "drop"), help="what to do with an item without a title")
+    rules.add_argument("--keep-repeats", action="store_true", help="keep repeated interactions of a user with an item")
     rules.add_argument("--catalogue", choices=("all", "used"), help="titles of all items, or of those used")
     add = parser.add_argument_group("splits").add_argument
     help = "at two moments, the last two of each user, or --raw, --val and --test of a table (default: time)"
@@ -108,10 +113,26 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shares", type=float, nargs=3, metavar=("TRAIN", "VAL", "TEST"), help="by time (default: 48 1 1)")
     add("--val", metavar="FILE", help="a table as --raw, whose rows are then train alone")
     add("--test", metavar="FILE", help="the same")
-    table = parser.add_argument_group("names of a table's columns")
+    titles = parser.add_argument_group("titles (default: MovieLens's without parentheses, others as they are)")
+    titles.add_argument(
+        "--parentheses", choices=PARENTHESES, help="keep them, drop all from the first one on, or all but the year"
+    )
+    titles.add_argument(
+        "--keep-year", dest="parentheses", action="store_const", const="year", help="--parentheses year"
+    )
+    titles.add_argument("--articles", choices=ARTICLES, help='which to move to the front: "Postino, Il" with all')
+    table = parser.add_argument_group("names of a table's columns (of JSON lines: keys)")
     for name in ("user", "item", "title", "time"):
         table.add_argument(f"--{name}", default=name, metavar="COLUMN", help=f"default: {name}")
     table.add_argument("--rating", metavar="COLUMN", help="default: none")
+    table = parser.add_argument_group("how a table is written (default: seen in it)")
+    table.add_argument("--sep", metavar="CHAR", help="comma, semicolon, tab, pipe or another character")
+    table.add_argument("--encoding", metavar="NAME", help="latin-1, cp1252, utf-16, ... (default: utf-8)")
+    form = "of times, such as '%%d.%%m.%%Y %%H:%%M' (default: numbers, dates or ISO 8601)"
+    table.add_argument("--time-format", metavar="FORMAT", help=form)
+    table.add_argument("--titles", metavar="FILE", help="a second table, with a title for each item")
+    table.add_argument("--titles-item", metavar="COLUMN", help="of the second table (default: as --item)")
+    table.add_argument("--titles-title", metavar="COLUMN", help="of the second table (default: as --title)")
     goodreads = parser.add_argument_group("goodreads")
     goodreads.add_argument("--date", choices=TIMES, default=TIMES[0], help=f"what orders books (default: {TIMES[0]})")
 
@@ -125,10 +146,14 @@ def _prepare(options: argparse.Namespace) -> dict[str, Any]:
     with _bar(f"reading {printable(read[0].name)}", sum(file.stat().st_size for file in read)) as bar:
         prepared: Prepared = prepare(source, rules, bar.update)
     card = write(prepared, options.out, name=options.source, files=source.files, version=__version__)
-    if prepared.cleaned:
-        _note(f"{prepared.cleaned:,} titles had control characters, line ends or repeated spaces, which are gone")
+    for sentence in sentences(prepared.tallies, prepared.counts["read"]):
+        _note(printable(sentence))
     _note_empty(card["statistics"])
-    return card
+    counted = {"found": {name: tally.count for name, tally in prepared.tallies.items()}}
+    return card if options.json else card | counted
+
+
+_OF_TABLES = ("rating", "sep", "encoding", "time_format", "titles", "titles_item", "titles_title")
 
 
 def _check_split(options: argparse.Namespace) -> None:
@@ -144,20 +169,25 @@ def _check_split(options: argparse.Namespace) -> None:
 
 
 def _source(options: argparse.Namespace) -> Source:
+    if options.source != "table" and (given := [name for name in _OF_TABLES if getattr(options, name) is not None]):
+        raise ValueError(f"--{given[0].replace('_', '-')}: expected only for a table, not for {options.source}")
     if options.source == "goodreads":
         return Goodreads(options.raw, options.date)
     if options.source == "table":
-        names = {name: getattr(options, name) for name in ("user", "item", "title", "time", "rating")}
+        names = ("user", "item", "title", "time", *_OF_TABLES)
+        given = {name: getattr(options, name) for name in names}
         train, *held_out = (
-            Columns(file, **names) for file in (options.raw, options.val, options.test) if file is not None
+            Columns(file, **given) for file in (options.raw, options.val, options.test) if file is not None
         )
         return SplitFiles(train, *held_out) if held_out else train
     return MovieLens(options.raw)
 
 
 def _rules(options: argparse.Namespace) -> Rules:
-    names = ("above_rating", "min_user", "min_item", "counted", "untitled", "catalogue", "split")
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    names = ("above_rating", "min_user", "min_item", "counted", "untitled", "catalogue", "parentheses", "articles")
+    given = {name: value for name in (*names, "split") if (value := getattr(options, name)) is not None}
+    if options.keep_repeats:
+        given["repeats"] = "keep"
     if options.shares is not None:
         given["shares"] = tuple(options.shares)
     return replace(RULES.get(options.source, RULES["movielens"]), **given)

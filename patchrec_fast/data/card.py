@@ -44,7 +44,7 @@ def write(
         "made_by": f"patchrec_fast {version}",
         "rules": asdict(prepared.rules),
         "interactions": prepared.counts,
-        "cleaned_titles": prepared.cleaned,
+        "found": {name: asdict(tally) for name, tally in prepared.tallies.items()},
         "statistics": statistics(prepared.dataset),
         "inputs": dict(zip(_names(files), map(files_of.digest, files), strict=True)),
     }

@@ -100,6 +100,9 @@ class Goodreads:
             titles.update((ids[book], title.strip()) for book, title in rows)
         return titles
 
+    def others(self) -> dict[int, str]:
+        return {}  # a book has one line
+
     def _bad_date(self, block: Block, dates: list[str]) -> ValueError:
         pa, _ = arrow()
         place = next(place for place, date in enumerate(dates) if seconds(pa.chunked_array([[date]])) is None)

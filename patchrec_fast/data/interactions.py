@@ -26,7 +26,7 @@ class Chunk(NamedTuple):
     users: NDArray[np.int32]  # (n,) numbers given by `Codes`
     items: NDArray[np.int32]  # (n,) numbers given by `Codes`
     ratings: NDArray[np.float32] | None  # (n,), None where the source has no ratings
-    times: NDArray[np.int64]  # (n,) in any unit, larger is later
+    times: NDArray[np.int64] | NDArray[np.float64]  # (n,) in any unit, larger is later
     part: int = 0  # of which split, by its place in `SPLITS`, where the source has a file for each
 
 
@@ -48,6 +48,9 @@ class Source(Protocol):
 
     def titles(self, wanted: NDArray[np.int32]) -> dict[int, str]:
         """After `read`: titles by item id, of the wanted ids at least where the source has them."""
+
+    def others(self) -> dict[int, str]:
+        """After `titles`: of each item with several titles, another one than `titles` gives, by item id."""
 
 
 class Items(NamedTuple):

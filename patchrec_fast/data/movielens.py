@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from .arrow import arrow
 from .blocks import Block, bad_line, blocks, check_end, lines
 from .interactions import Chunk, Codes, Items, Key, Progress
-from .titles import clean_title
 
 _LARGEST_ID = 10**9 - 1
 
@@ -87,7 +86,7 @@ class MovieLens:
         return self._movies.as_items()
 
     def titles(self, wanted: NDArray[np.int32]) -> dict[int, str]:
-        """The titles of all movies of the catalogue, rated or not, cleaned as in the paper.
+        """The titles of all movies of the catalogue, rated or not, as they are in the file.
 
         Raises:
             ValueError: a line that is not a movie, an id that comes twice, or text that is neither UTF-8 nor, in
@@ -101,8 +100,11 @@ class MovieLens:
             item = int(fields[0])
             if item in titles:
                 raise ValueError(f"{path}: line {line}: movie {fields[0]} is listed a second time")
-            titles[item] = clean_title(fields[1])
+            titles[item] = fields[1]
         return titles
+
+    def others(self) -> dict[int, str]:
+        return {}  # a movie that is listed twice is an error
 
 
 def _find(folder: Path) -> _Layout:

@@ -3,8 +3,9 @@
 
 The steps, in this order:
 1. Ratings above a bound are kept, chunk by chunk, so that memory grows with what is kept and not with the files.
-2. Of several kept interactions of one user with one item the earliest stays.
-3. Titles become one clean line (`titles.one_line`). An item without a title is an error, or its interactions go.
+2. Of several kept interactions of one user with one item the earliest stays, or all.
+3. Titles become one clean line without HTML entities, then what the rules say of parentheses and articles (`titles`).
+   An item without a title is an error, or its interactions go.
 4. Users and items with too few interactions go. Both are counted once, on the same table, and not again after the
    other has gone: users may end with fewer.
 5. Each user's interactions are sorted by time, equal times in the order of the file. Users come in the order of their
@@ -14,9 +15,10 @@ The steps, in this order:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +29,17 @@ from .ids import Ids
 from .interactions import Items, Progress, Source
 from .split_files import SplitFiles
 from .splits import SHARES, Split, check_shares, leave_one_out, split_by_number, split_by_time
-from .titles import one_line
+from .tally import SHOWN, Tally, repeats, shared
+from .titles import (
+    ARTICLES,
+    PARENTHESES,
+    Articles,
+    Parentheses,
+    decode_entities,
+    drop_parentheses,
+    move_article,
+    one_line,
+)
 
 _MOST = 2**31 - 1  # interactions that a bound may ask for
 
@@ -42,7 +54,9 @@ class Rules:
         min_item: the fewest interactions of an item.
         counted: what the two bounds above count, the interactions "kept" by the rating or "all".
         untitled: an item without a title is an "error", or "drop" drops its interactions.
+        repeats: later interactions of a user with an item are dropped ("drop"), or kept ("keep": music, groceries).
         catalogue: titles of "all" items of the source, or only of those "used" in the end.
+        parentheses, articles: of titles, as of `titles.clean_title`.
         split: cuts at two moments ("time"), leaves out the last two interactions of each user ("leave-one-out"), or
             takes train, val and test from the "files" of a `SplitFiles`.
         shares: of train, val and test by time.
@@ -58,7 +72,10 @@ class Rules:
     min_item: int = 1
     counted: Literal["kept", "all"] = "kept"
     untitled: Literal["error", "drop"] = "error"
+    repeats: Literal["drop", "keep"] = "drop"
     catalogue: Literal["all", "used"] = "used"
+    parentheses: Parentheses = "keep"
+    articles: Articles = "keep"
     split: Split = "time"
     shares: tuple[float, float, float] = SHARES
 
@@ -71,7 +88,10 @@ class Rules:
         for name, choices in (
             ("counted", ("kept", "all")),
             ("untitled", ("error", "drop")),
+            ("repeats", ("drop", "keep")),
             ("catalogue", ("all", "used")),
+            ("parentheses", PARENTHESES),
+            ("articles", ARTICLES),
             ("split", get_args(Split)),
         ):
             if getattr(self, name) not in choices:
@@ -79,7 +99,7 @@ class Rules:
         check_shares(self.shares)
 
 
-_MOVIELENS = Rules(above_rating=3, catalogue="all")
+_MOVIELENS = Rules(above_rating=3, catalogue="all", parentheses="drop", articles="english")
 # The paper's, found by comparing with its prepared data. Goodreads: its users have as few as 19 ratings of 5 and its
 # items as few as none, so both bounds must have counted interactions of every rating.
 RULES = {
@@ -96,7 +116,7 @@ class Prepared(NamedTuple):
     dataset: Dataset
     rules: Rules
     counts: dict[str, int]  # interactions left after each step
-    cleaned: int = 0  # titles of the dataset with control characters, line ends or repeated spaces, which are gone
+    tallies: dict[str, Tally]  # what was dropped, merged or changed, where there was any
 
 
 def prepare(source: Source, rules: Rules, progress: Progress = lambda size: None) -> Prepared:
@@ -115,23 +135,28 @@ def prepare(source: Source, rules: Rules, progress: Progress = lambda size: None
     if (rules.split == "files") != isinstance(source, SplitFiles):
         raise ValueError(f"split: expected 'files' for SplitFiles and only for it, got {rules.split!r}")
     table = _collect(source, rules, progress)
-    table.drop(_repeated(table), "one of each pair")
-    items = source.items()
-    titles, cleaned = _titled(table, items, source, rules)
+    tallies = {"rated too low": Tally(table.counts["read"] - len(table.users), [])}
+    items, user_names = source.items(), source.users()
+    if rules.repeats == "drop":
+        repeated = _repeated(table)
+        tallies["repeats"] = repeats(table.users, table.items, repeated, user_names, items)
+        table.drop(repeated, "one of each pair")
+    titles, changes = _titled(table, items, source, rules, tallies)
     table.drop(~_frequent(table, rules), "frequent enough")
     users, times, offsets = table.sort()
     ids = items.ids[table.items]
     if rules.catalogue == "used":
         titles = {item: titles[item] for item in np.unique(ids).tolist()}
     item_ids = Ids(titles) if items.names is None else Ids(items.ids.tolist(), items.names)
-    user_ids = Ids(range(len(users)), map(source.users().__getitem__, users.tolist()))
+    user_ids = Ids(range(len(users)), map(user_names.__getitem__, users.tolist()))
     if rules.split == "files":
         _check_order(table, offsets, user_ids, source.files)
         splits = split_by_number(table.parts, offsets)
     else:
         splits = leave_one_out(offsets) if rules.split != "time" else split_by_time(times, offsets, rules.shares)
     dataset = Dataset(ids, offsets, titles, splits, item_ids, user_ids)
-    return Prepared(dataset, rules, table.counts, len(cleaned & titles.keys()))
+    tallies |= _of_titles(titles, changes, source.others(), dataset.item_ids)
+    return Prepared(dataset, rules, table.counts, {name: tally for name, tally in tallies.items() if tally.count})
 
 
 @dataclass
@@ -140,7 +165,7 @@ class _Table:
 
     users: NDArray[np.int32]
     items: NDArray[np.int32]
-    times: NDArray[np.int64]
+    times: NDArray[np.int64] | NDArray[np.float64]
     counts: dict[str, int]
     parts: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))  # the splits of `SplitFiles`
     of_user: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # over all, where rules say so
@@ -159,7 +184,7 @@ class _Table:
         self.users, self.items, self.times = self.users[rows], self.items[rows], self.times[rows]
         self.parts = self.parts[rows]
 
-    def sort(self) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    def sort(self) -> tuple[NDArray[np.int32], NDArray[np.int64] | NDArray[np.float64], NDArray[np.int64]]:
         """Sorts by user and time; the users (U,) in their order, the times (N,) and the offsets (U + 1,)."""
         names, first, number = np.unique(self.users, return_index=True, return_inverse=True)
         by_appearance = np.argsort(first)
@@ -173,7 +198,8 @@ class _Table:
 
 
 def _collect(source: Source, rules: Rules, progress: Progress) -> _Table:
-    users, items, times, parts = [], [], [], []
+    users, items, parts = [], [], []
+    times: list[NDArray[Any]] = []
     table = _Table(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64), {"read": 0})
     for chunk in source.read(progress):
         table.counts["read"] += len(chunk.users)
@@ -228,22 +254,63 @@ def _repeated(table: _Table) -> NDArray[np.bool_]:
     return repeated
 
 
-def _titled(table: _Table, items: Items, source: Source, rules: Rules) -> tuple[dict[int, str], set[int]]:
-    """The titles, each one clean line, and the items whose title was none.
+_Changes = dict[str, dict[int, tuple[str, str]]]  # kind of change -> item id -> title before and after
+
+
+def _titled(
+    table: _Table, items: Items, source: Source, rules: Rules, tallies: dict[str, Tally]
+) -> tuple[dict[int, str], _Changes]:
+    """The titles, each one clean line, and what was changed for it.
 
     Interactions with items that have no title are dropped, where the rules say so.
     """
     used = np.unique(table.items)
     given = source.titles(items.ids[used])
-    titles = {item: line for item, title in given.items() if (line := one_line(title))}
+    steps: dict[str, Callable[[str], str]] = {
+        "HTML entities": decode_entities,
+        "control characters and spaces": one_line,
+        "parentheses": lambda title: drop_parentheses(title, rules.parentheses),
+        "articles": lambda title: move_article(title, rules.articles),
+    }
+    changes: _Changes = {name: {} for name in steps}
+    titles = {}
+    for item, title in given.items():
+        title = title.strip()
+        for name, step in steps.items():
+            after = step(title)
+            if after != title:
+                changes[name][item] = title, after
+            title = after
+        if title:
+            titles[item] = title
     has_title = np.isin(items.ids, np.fromiter(titles, np.int64, len(titles)))
     untitled = used[~has_title[used]]
+    examples = [items.own(number) for number in untitled[:SHOWN].tolist()]
     if len(untitled) and rules.untitled == "error":
+        rows = int((~has_title[table.items]).sum())
         raise ValueError(
-            f"{len(untitled)} items have no title, the first is {items.own(untitled[0])!r}; 'drop' leaves them out"
+            f"{source.files[-1]}: {len(untitled):,} of {len(used):,} items have no title, as "
+            f"{', '.join(map(repr, examples))}; --untitled drop leaves out their {rows:,} rows"
         )
+    tallies["untitled items"] = Tally(len(untitled), examples)
     table.drop(~has_title[table.items], "with a title")
-    return titles, {item for item, line in titles.items() if line != given[item].strip()}
+    return titles, changes
+
+
+def _of_titles(titles: dict[int, str], changes: _Changes, others: dict[int, str], own: Ids) -> dict[str, Tally]:
+    """Counts of the titles that are left."""
+    several = [item for item in others if item in titles]
+    tallies = {
+        "items with several titles": Tally(
+            len(several),
+            [{"item": own.of(item), "kept": titles[item], "other": others[item]} for item in several[:SHOWN]],
+        ),
+        "shared titles": shared(titles, own),
+    }
+    for name, pairs in changes.items():
+        kept = [pair for item, pair in pairs.items() if item in titles]
+        tallies[name] = Tally(len(kept), [{"before": before, "after": after} for before, after in kept[:SHOWN]])
+    return tallies
 
 
 def _frequent(table: _Table, rules: Rules) -> NDArray[np.bool_]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .arrow import arrow
 from .interactions import Chunk, Codes, Items, Key, Progress, Source
+from .titles import plain_line
 
 
 class SplitFiles:
@@ -26,6 +27,7 @@ class SplitFiles:
     def __init__(self, train: Source, val: Source, test: Source) -> None:
         self._sources = (train, val, test)
         self._users, self._items = Codes(), Codes()
+        self._titles: dict[int, str] = {}
 
     @property
     def files(self) -> list[Path]:
@@ -56,16 +58,30 @@ class SplitFiles:
         return self._items.as_items()
 
     def titles(self, wanted: NDArray[np.int32]) -> dict[int, str]:
-        items = self.items()
-        ids = {str(items.own(number)): item for number, item in enumerate(items.ids.tolist())}
         titles: dict[int, str] = {}
         for source in self._sources:
-            theirs = source.items()
-            own = {item: str(theirs.own(number)) for number, item in enumerate(theirs.ids.tolist())}
-            for item, title in source.titles(theirs.ids).items():
-                if title.strip() and (item in own or items.names is None):  # one of no interaction has no other id
-                    titles.setdefault(ids[own[item]] if item in own else item, title)
+            for item, title in self._here(source, source.titles(source.items().ids)):
+                titles.setdefault(item, title)
+        self._titles = titles
         return titles
+
+    def others(self) -> dict[int, str]:
+        others: dict[int, str] = {}
+        for source in self._sources:
+            for found in (source.titles(source.items().ids), source.others()):
+                for item, title in self._here(source, found):
+                    if plain_line(title) != plain_line(self._titles[item]):
+                        others.setdefault(item, title)
+        return others
+
+    def _here(self, source: Source, titles: dict[int, str]) -> Iterator[tuple[int, str]]:
+        """The item ids here of titles by the item ids of a source."""
+        items, theirs = self.items(), source.items()
+        ids = {str(items.own(number)): item for number, item in enumerate(items.ids.tolist())}
+        own = {item: str(theirs.own(number)) for number, item in enumerate(theirs.ids.tolist())}
+        for item, title in titles.items():
+            if title.strip() and (item in own or items.names is None):  # one of no interaction has no other id
+                yield ids[own[item]] if item in own else item, title
 
     def _number(self, source: Source) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The numbers here of each user and item of a source that has been read."""

@@ -57,7 +57,8 @@ def test_prepare_movielens(tmp_path, capsys):
 def test_rules_can_be_changed(tmp_path, capsys):
     raw = movielens(tmp_path / "raw", "csv")
     options = (
-        "--above-rating 2.5 --min-user 3 --min-item 1 --counted all --untitled drop --catalogue used --shares 1 1 1"
+        "--above-rating 2.5 --min-user 3 --min-item 1 --counted all --untitled drop --catalogue used --shares 1 1 1 "
+        "--keep-repeats --keep-year --articles all"
     )
     card = run(capsys, "prepare", "movielens", "--raw", raw, "--out", tmp_path / "out", *options.split())
     assert card["rules"] == {
@@ -66,11 +67,15 @@ def test_rules_can_be_changed(tmp_path, capsys):
         "min_item": 1,
         "counted": "all",
         "untitled": "drop",
+        "repeats": "keep",
         "catalogue": "used",
+        "parentheses": "year",
+        "articles": "all",
         "split": "time",
         "shares": [1, 1, 1],
     }
     assert load(tmp_path / "out").items.tolist() == [9, 1, 2]
+    assert load(tmp_path / "out").titles[2] == "Les Misérables (1995)"
 
 
 def test_prepare_goodreads(tmp_path, capsys):
@@ -214,7 +219,7 @@ def test_empty_splits_and_cleaned_titles_are_said(tmp_path, capsys):
     rows = [f'u{user},{item},"Film\t\x1b[2J {item}",5' for user in range(3) for item in range(8)]
     (tmp_path / "log.csv").write_text("\n".join(["user,item,title,time", *rows, ""]))
     card = run_with_notes(capsys, "prepare", "table", "--raw", tmp_path / "log.csv", "--out", tmp_path / "out")
-    assert card[0]["cleaned_titles"] == 8
+    assert card[0]["found"]["control characters and spaces"]["count"] == 8
     assert set(load(tmp_path / "out").titles.values()) == {f"Film [2J {item}" for item in range(8)}
     assert "note: 8 titles had control characters" in card[1]
     counts = "(train 15, val 0, test 0)"

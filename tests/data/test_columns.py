@@ -8,7 +8,7 @@ import gzip
 import numpy as np
 import pytest
 
-from patchrec_fast.data import Columns, Rules, card, columns, prepare
+from patchrec_fast.data import Columns, Rules, card, delimited, jsonl, parquet, prepare
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -96,22 +96,23 @@ class TestKinds:
     @pytest.mark.parametrize("name", ["user", "item", "time", "rating"])
     def test_a_missing_value(self, tmp_path, kind, name):
         values = [*ROWS[name][:3], None, ROWS[name][4]]
-        with pytest.raises(ValueError, match=f"row {4 if kind == '.parquet' else 5} has no '{name}'"):
+        with pytest.raises(ValueError, match=f"row {4 if kind == '.parquet' else 5}.*, column '{name}': empty"):
             read(write(tmp_path, kind, **{name: values}), rating="rating")
 
     @pytest.mark.parametrize("name", ["user", "item", "title", "time", "rating"])
     def test_a_missing_column(self, tmp_path, kind, name):
-        with pytest.raises(ValueError, match=f"table{kind}: expected one column '{name}', got the columns"):
+        with pytest.raises(ValueError, match=rf"table{kind}: no column '{name}' \(--{name}\); its columns are '"):
             read(write(tmp_path, kind, **{name: None}), rating="rating")
 
-    @pytest.mark.parametrize("times", [["soon"] * 5, [1.5, 2, 3, 4, 5], [True] * 5], ids=repr)
+    @pytest.mark.parametrize("times", [["soon"] * 5, [True] * 5], ids=repr)
     def test_times_that_are_none(self, tmp_path, kind, times):
         with pytest.raises(ValueError, match=f"table{kind}: "):
             read(write(tmp_path, kind, time=times))
 
     @pytest.mark.parametrize("rating", [float("nan"), float("inf")])
     def test_a_rating_that_is_none(self, tmp_path, kind, rating):
-        with pytest.raises(ValueError, match=f"row {3 if kind == '.parquet' else 4} has a rating that is not finite"):
+        said = f"row {3 if kind == '.parquet' else 4}, column 'rating': found '{rating}', expected a finite number"
+        with pytest.raises(ValueError, match=said):
             read(write(tmp_path, kind, rating=[1.0, 2.0, rating, 4.0, 5.0]), rating="rating")
 
     def test_no_rows(self, tmp_path, kind):
@@ -136,11 +137,16 @@ class TestKinds:
             read(file)
 
 
+def set_batches(monkeypatch, size, rows):
+    monkeypatch.setattr(delimited, "BLOCK", size)
+    monkeypatch.setattr(parquet, "_ROWS", rows)
+    monkeypatch.setattr(jsonl, "_ROWS", rows)
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Batches of a few rows."""
-    monkeypatch.setattr(columns, "BLOCK", 60)
-    monkeypatch.setattr(columns, "_ROWS", 2)
+    set_batches(monkeypatch, 60, 2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -154,7 +160,7 @@ class TestSmallBatches:
     def test_lines_inside_of_values(self, tmp_path, kind, rows):
         got = read(write(tmp_path, kind, **rows))
         assert got.dataset.titles == {item: f'The "{item}" in two, or more, lines' for item in range(40)}
-        assert got.cleaned == 40
+        assert got.tallies["control characters and spaces"].count == 40
 
     def test_the_first_title_stays(self, tmp_path, kind, rows):
         changes = {"item": [0] * 40, "title": [None] + [f"title {n}" for n in range(1, 40)]}
@@ -162,7 +168,7 @@ class TestSmallBatches:
 
     def test_the_row_of_an_error(self, tmp_path, kind, rows):
         changes = {"user": [*range(30), None, *range(9)]}
-        with pytest.raises(ValueError, match=f"row {31 if kind == '.parquet' else 32} has no 'user'"):
+        with pytest.raises(ValueError, match=f"row {31 if kind == '.parquet' else 32}.*'user': empty"):
             read(write(tmp_path, kind, **rows | changes))
 
 
@@ -175,19 +181,25 @@ def test_many_batches(tmp_path, kind, monkeypatch):
     changes = {"user": users.tolist(), "item": items.tolist(), "time": times.tolist(), "title": titles, "rating": None}
     file = write(tmp_path, kind, **changes)
     whole = read(file)
-    monkeypatch.setattr(columns, "BLOCK", 500)
-    monkeypatch.setattr(columns, "_ROWS", 64)
+    set_batches(monkeypatch, 500, 64)
     many = read(file)
     assert many.dataset.items.tolist() == whole.dataset.items.tolist()
     assert many.dataset.titles == whole.dataset.titles == {item: f"title {item}" for item in set(items.tolist())}
     assert list(many.dataset.user_ids) == list(whole.dataset.user_ids)
 
 
-@pytest.mark.parametrize("line", ["ann,7,Seven", "ann,7,Seven,9,9,9", "ann,7,Seven,later,1"])
-def test_a_bad_line_of_csv(tmp_path, line):
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("ann,7,Seven", "found 3 columns separated by ',' in 'ann,7,Seven', expected the header's 5"),
+        ("ann,7,Seven,9,9,9", "found 6 columns"),
+        ("ann,7,Seven,later,1", "column 'time': found 'later', expected a number, as in the first row"),
+    ],
+)
+def test_a_bad_line_of_csv(tmp_path, line, said):
     file = write(tmp_path, ".csv", title=["a"] * 5)
     file.write_text(file.read_text() + line + "\n")
-    with pytest.raises(ValueError, match=r"table\.csv: .*(#7|later)"):
+    with pytest.raises(ValueError, match=rf"table\.csv: row 7.*{said}"):
         read(file)
 
 
@@ -201,7 +213,9 @@ def test_categories(tmp_path):
 def test_text_that_is_not_utf8(tmp_path):
     file = write(tmp_path, ".csv")
     file.write_bytes(file.read_bytes().replace(b"Seven", b"S\xe9ven"))
-    with pytest.raises(ValueError, match=r"table\.csv: .*UTF8"):
+    with pytest.raises(
+        ValueError, match=r"table\.csv: row 2, column 'title': found the bytes e9 in .*; --encoding latin-1 reads"
+    ):
         read(file)
 
 
@@ -213,7 +227,7 @@ def test_a_column_of_the_wrong_type(tmp_path, name):
 
 
 def test_files_that_cannot_be(tmp_path):
-    with pytest.raises(ValueError, match=r"file: expected \.csv"):
+    with pytest.raises(ValueError, match=r"--raw: .*table\.xlsx: expected a name that ends in \.csv"):
         Columns(tmp_path / "table.xlsx")
     with pytest.raises(FileNotFoundError, match="no such file"):
         Columns(tmp_path / "table.csv")
@@ -255,15 +269,15 @@ def test_ids_of_any_type_that_holds_them(tmp_path, items):
 @pytest.mark.parametrize(
     ("items", "said"),
     [
-        (pa.array([7, 7, 3, 5.5, 9]), "row 4 has 'item' '5.5', expected a whole number"),
-        (pa.array([7, 7, 3, 5, float("nan")]), "row 5 has 'item' 'nan'"),
-        (pa.array([7, 7, 1e300, 5, 9]), r"row 3 has 'item' '1e\+300'"),
-        (pa.array([DECIMAL("7.5")] * 5), r"row 1 has 'item' '7\.5"),
+        (pa.array([7, 7, 3, 5.5, 9]), "row 4, column 'item': found '5.5', expected a whole number"),
+        (pa.array([7, 7, 3, 5, float("nan")]), "row 5, column 'item': found 'nan'"),
+        (pa.array([7, 7, 1e300, 5, 9]), r"row 3, column 'item': found '1e\+300'"),
+        (pa.array([DECIMAL("7.5")] * 5), r"row 1, column 'item': found '7\.5"),
         (pa.array([True] * 5), "column 'item' is bool, expected integers or text"),
         (pa.array([[1]] * 5), "column 'item' is list<"),
         (pa.array([1, 2, 3, 4, 5], pa.duration("s")), "column 'item' is duration"),
-        (pa.array([b"\xff"] * 5), "column 'item', binary: Invalid UTF8"),
-        (pa.nulls(5), "row 1 has no 'item'"),
+        (pa.array([b"\xff"] * 5), "row 1, column 'item': found .*xff.*, expected text in UTF-8"),
+        (pa.nulls(5), "row 1, column 'item': empty"),
     ],
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
 )
@@ -313,7 +327,7 @@ def test_times_of_any_type_that_holds_them(tmp_path, times):
 )
 def test_times_of_a_type_that_holds_none(tmp_path, kind):
     values = {"bool": [True] * 5, "list<item: int64>": [[1]] * 5}.get(str(kind), [1] * 5)
-    with pytest.raises(ValueError, match=r"column 'time' is .*, expected whole numbers, dates, timestamps or text"):
+    with pytest.raises(ValueError, match=r"column 'time' is .*, expected numbers, dates, timestamps or text"):
         read(write(tmp_path, ".parquet", time=pa.array(values, kind)))
 
 
@@ -321,37 +335,38 @@ def test_times_of_a_type_that_holds_none(tmp_path, kind):
 @pytest.mark.parametrize(
     ("values", "place", "expected"),
     [
-        (["01/02/2020", "2020-01-01", "2020-01-01", "2020-01-01"], 0, "a whole number or ISO 8601, as 2020-01-31"),
+        (["01/02/2020", "2020-01-01", "2020-01-01", "2020-01-01"], 0, "a number or ISO 8601 (2020-01-31"),
         (["2020-01-01", "2020-01-02", "01/02/2020", "2020-01-01"], 2, "ISO 8601 without a zone, as in the first row"),
         (["2020-01-01", "2020-02-30", "x", "2020-01-01"], 1, "ISO 8601 without a zone"),
         (["2020-01-01", "2020-01-02", "2020-01-01", "7"], 3, "ISO 8601 without a zone"),
         (["2020-01-01T00:00:00Z", "2020-01-02T00:00:00", "x", "x"], 1, "ISO 8601 with a zone"),
-        (["5", "6", "7", "2020-01-01"], 3, "a whole number, as in the first row"),
-        (["5", "6.5", "7", "x"], 1, "a whole number, as in the first row"),
-        (["5.0", "6.0", "7.5", "8"], 2, "a whole number, as in the first row"),
-        (["", "x", "x", "x"], None, "has no 'time'"),
+        (["5", "6", "7", "2020-01-01"], 3, "a number, as in the first row"),
+        (["5", "6.5", "7", "x"], 3, "a number, as in the first row"),
+        (["5.0", "6.0", "7.5", "nan"], 3, "a finite number"),
+        (["", "x", "x", "x"], None, "column 'time': empty"),
     ],
 )
 @pytest.mark.parametrize("block", [None, 2])
 def test_a_time_that_is_none_is_named(tmp_path, monkeypatch, kind, values, place, expected, block):
     if block:
-        monkeypatch.setattr(columns, "BLOCK", 45)
-        monkeypatch.setattr(columns, "_ROWS", block)
+        set_batches(monkeypatch, 45, block)
     times = [value or None for value in values]
     file = write(tmp_path, kind, user=["a"] * 4, item=[1, 2, 3, 4], title=["t"] * 4, time=times, rating=None)
     first = 1 if kind == ".parquet" else 2
     with pytest.raises(ValueError, match=rf"table\{kind}: row") as raised:
         read(file)
     if place is None:
-        assert f"row {first} has no 'time'" in str(raised.value)
+        assert f"row {first}, column 'time': empty" in str(raised.value)
     else:
-        assert f"row {first + place} has 'time' {values[place]!r}, expected {expected}" in str(raised.value)
+        assert f"row {first + place}, column 'time': found {values[place]!r}, expected {expected}" in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", KINDS[:2])
-@pytest.mark.parametrize("rating", ["good", "4,5", "nan", "1e999"])
+@pytest.mark.parametrize("rating", ["good", "4,555", "1,234,5", "nan", "1e999"])
 def test_a_rating_of_csv_that_is_none_is_named(tmp_path, kind, rating):
-    with pytest.raises(ValueError, match=rf"table\{kind}: row 4 has .*'{rating}'"):
+    with pytest.raises(
+        ValueError, match=rf"table\{kind}: row 4.*, column 'rating': found '{rating}', expected a finite number"
+    ):
         read(write(tmp_path, kind, rating=[1, 2, rating, 4, 5]), rating="rating")
 
 
@@ -359,7 +374,7 @@ def test_a_rating_of_csv_that_is_none_is_named(tmp_path, kind, rating):
 def test_a_title_is_the_first_that_shows_something(tmp_path, kind):
     got = read(write(tmp_path, kind, item=[1] * 5, title=["\x1b\x07", " ", "\u200b", "a\x1b[2J\tb", "later"]))
     assert got.dataset.titles == {1: "a[2J b"}
-    assert got.cleaned == 1
+    assert got.tallies["control characters and spaces"].count == 1
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -376,9 +391,7 @@ def test_unbalanced_quotes(tmp_path, packed, text, line):
     text = ("user,item,title,time\n" + text).encode()
     file = tmp_path / f"table.csv{'.gz' if packed else ''}"
     file.write_bytes(gzip.compress(text) if packed else text)
-    with pytest.raises(
-        ValueError, match=rf"table\.csv.*: (the row from line {line} on has unbalanced quotes|CSV parse)"
-    ):
+    with pytest.raises(ValueError, match=rf"table\.csv.*: row [0-9]+( \(line {line}\))?: unbalanced quotes"):
         read(file)
 
 

@@ -46,7 +46,7 @@ def test_read(tmp_path, packed, size, monkeypatch):
 
 def test_an_empty_title_is_none(tmp_path):
     source = write(tmp_path, LINES)
-    with pytest.raises(ValueError, match="1 items have no title, the first is 13"):
+    with pytest.raises(ValueError, match="1 of 3 items have no title, as 13"):
         prepare(Goodreads(source), Rules())
     assert sorted(prepare(Goodreads(source), Rules(untitled="drop")).dataset.titles) == [11, 12]
 
@@ -175,7 +175,7 @@ def test_what_arrow_refuses_is_read_line_by_line(tmp_path):
     assert list(got.dataset.user_ids) == ["a", "b", "c"]
     assert got.dataset.items.tolist() == [11, 12, 11, 12]
     assert got.dataset.titles == {11: "A B[2J", 12: "C \U0001f600"}
-    assert got.cleaned == 1
+    assert got.tallies["control characters and spaces"].count == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from patchrec_fast.data import RULES, Columns, MovieLens, Rules, blocks, load, p
 from tests.data.raw import LAYOUTS, MOVIES, RATINGS, TITLES, movielens
 
 pytest.importorskip("pyarrow")
-ALL = Rules(catalogue="all")
+ALL = replace(RULES["movielens"], above_rating=None)
 NAMES = {"100k": ("u.data", "u.item"), "dat": ("ratings.dat", "movies.dat"), "csv": ("ratings.csv", "movies.csv")}
 
 
@@ -120,7 +120,7 @@ class TestErrors:
 
     def test_a_movie_without_a_title(self, tmp_path, layout):
         folder = movielens(tmp_path, layout, movies={1: "A (1990)", 2: "B (1990)"})
-        with pytest.raises(ValueError, match="1 items have no title, the first is 9;"):
+        with pytest.raises(ValueError, match="1 of 3 items have no title, as 9; --untitled drop"):
             prepare(MovieLens(folder), ALL)
 
     def test_half_of_the_pair(self, tmp_path, layout):
@@ -143,7 +143,7 @@ def test_latin1_bytes_that_some_take_for_ends_of_lines(tmp_path):
 def test_ten_million_is_utf8_in_the_layout_of_one(tmp_path):
     folder = movielens(tmp_path, "dat", [(1, 2, 4.5, 9), (1, 9, 0.5, 8)], encoding="utf-8")
     got = prepare(MovieLens(folder), Rules(above_rating=4))
-    assert got.dataset.titles == {2: "Misérables, Les"}
+    assert got.dataset.titles == {2: "Misérables, Les (1995)"}
 
 
 def test_latin1_is_refused_where_utf8_is_the_rule(tmp_path):

@@ -87,7 +87,9 @@ def test_the_whole_catalogue_or_the_used():
 
 def test_an_item_without_a_title():
     source = Rows([0, 0], [0, 1], [1, 2], titles={0: "a", 1: ""})
-    with pytest.raises(ValueError, match="1 items have no title, the first is 1"):
+    with pytest.raises(
+        ValueError, match="rows: 1 of 2 items have no title, as 1; --untitled drop leaves out their 1 rows"
+    ):
         prepare(source, Rules())
     assert prepare(source, Rules(untitled="drop")).dataset.items.tolist() == [0]
 
@@ -112,7 +114,10 @@ def test_ratings_wanted_where_there_are_none():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("min_user", 0), ("min_item", -1), ("counted", "some"), ("untitled", "keep"), ("catalogue", "none")],
+    [
+        *[("min_user", 0), ("min_item", -1), ("counted", "some"), ("untitled", "keep"), ("catalogue", "none")],
+        *[("repeats", "some"), ("parentheses", "years"), ("articles", "french")],
+    ],
 )
 def test_rules_that_are_none(name, value):
     with pytest.raises(ValueError, match=f"{name}: expected"):

@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from patchrec_fast.data.titles import clean_title, one_line
+from patchrec_fast.data.titles import clean_title, decode_entities, one_line
 
 BIDI = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
@@ -70,3 +70,38 @@ def test_one_line_of_anything():
             assert got == "ab"
         elif unicodedata.category(character) != "Cf":
             assert got == f"a{character}b"
+
+
+@pytest.mark.parametrize(
+    ("official", "year", "whole"),
+    [
+        ("Toy Story (1995)", "Toy Story (1995)", "Toy Story (1995)"),
+        ("Seven (Se7en) (1995)", "Seven (1995)", "Seven (Se7en) (1995)"),
+        ("Postino, Il (1994)", "Il Postino (1994)", "Il Postino (1994)"),
+        ("City, The (Cité, La) (1995)", "The City (1995)", "City, The (Cité, La) (1995)"),
+        ("Associate, L' (L'Associe)(1982)", "L'Associate (1982)", "Associate, L' (L'Associe)(1982)"),
+        ("'burbs, The (1989)", "The 'burbs (1989)", "The 'burbs (1989)"),
+        ("(500) Days of Summer (2009)", "(500) Days of Summer (2009)", "(500) Days of Summer (2009)"),
+        ("Series, The (1990-1995)", "The Series (1990-1995)", "The Series (1990-1995)"),
+        ("New York, New York", "New York, New York", "New York, New York"),
+        ("(1999)", "(1999)", "(1999)"),
+    ],
+)
+def test_other_ways_to_clean_a_title(official, year, whole):
+    assert clean_title(official, "year", "all") == year
+    assert clean_title(official, "keep", "all") == whole
+    assert clean_title(official, "keep", "keep") == official
+
+
+@pytest.mark.parametrize(
+    ("title", "decoded"),
+    [
+        ("Salt &amp; Pepper", "Salt & Pepper"),
+        ("&amp;amp;quot;x&quot;", '"x"'),
+        ("caf&eacute; &#233; &#xE9;", "café é é"),
+        ("AT&T, R&D; &copy 2020 &nosuch;", "AT&T, R&D; &copy 2020 &nosuch;"),
+        ("&lt;b&gt;", "<b>"),
+    ],
+)
+def test_entities(title, decoded):
+    assert decode_entities(title) == decoded
