@@ -56,9 +56,9 @@ def expected(table):
 def found(prepared):
     """The same of a prepared set."""
     dataset = prepared.dataset
-    names = [prepared.item_names.get(item, item) for item in dataset.items.tolist()]
+    names = dataset.item_ids.of_all(dataset.items.tolist())
     ends = dataset.offsets.tolist()
-    return {user: names[a:b] for user, a, b in zip(prepared.users, ends, ends[1:], strict=False)}
+    return {user: names[a:b] for user, a, b in zip(dataset.user_ids, ends, ends[1:], strict=False)}
 
 
 def read(file, rules=None, **options):
@@ -77,7 +77,7 @@ def test_separators_and_encodings(tmp_path, ending, sep, encoding, packed):
     got = read(file, Rules(above_rating=0), time_format="%d.%m.%Y %H:%M:%S", **given)
     assert found(got) == expected(table)
     titles = {item: " ".join(title.replace("&amp;", "&").split()) for _, item, title, *_ in table}
-    assert {got.item_names[item]: title for item, title in got.dataset.titles.items()} == titles
+    assert {got.dataset.item_ids.of(item): title for item, title in got.dataset.titles.items()} == titles
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -227,7 +227,8 @@ def test_movielens_by_either_command(tmp_path, layout):
     (tmp_path / "movies.csv").write_text("\n".join(["movieId,title", *(f'{n},"{t}"' for n, t in MOVIES.items()), ""]))
     names = {"user": "userId", "item": "movieId", "time": "timestamp", "rating": "rating"}
     got = prepare(Columns(tmp_path / "ratings.csv", titles=tmp_path / "movies.csv", **names), RULES["movielens"])
-    assert list(map(int, got.users)) == want.users
+    assert list(got.dataset.user_ids) == list(want.dataset.user_ids)
+    assert got.dataset.item_ids.of_all(got.dataset.items) == want.dataset.item_ids.of_all(want.dataset.items)
     shown = [[prepared.dataset.titles[item] for item in prepared.dataset.items.tolist()] for prepared in (got, want)]
     assert shown[0] == shown[1]
     assert sorted(got.dataset.titles.values()) == sorted(want.dataset.titles.values())
