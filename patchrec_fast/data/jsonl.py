@@ -14,8 +14,7 @@ from .faults import bad_value, check_columns, empty_value, shown
 from .interactions import Progress
 from .rawfile import no_text, opened, sample
 
-_ROWS = 1 << 16  # of a batch
-_KEYS = ", the keys of row 1"
+_ROWS = 1 << 14  # of a batch
 _LONGEST = 1 << 26  # characters of a line
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -31,7 +30,8 @@ class JsonLines:
 
     def __init__(self, file: Path, wanted: dict[str, str], encoding: str | None) -> None:
         self._file, self._wanted, self._encoding = file, wanted, encoding
-        self._titles = {name for option, name in wanted.items() if option.startswith("--title")}
+        titles = ("--title", "--titles-title")
+        self._titles = set(wanted.values()) - {name for option, name in wanted.items() if option not in titles}
         self._empty: list[int] = []  # numbers of the empty lines
 
     def batches(self, progress: Progress) -> Iterator[tuple[int, Any]]:
@@ -40,31 +40,20 @@ class JsonLines:
         Raises:
             ValueError: a line that is no such object, with its number.
         """
-        pa, _ = arrow()
         sample(self._file, self._encoding)
-        names = list(dict.fromkeys(self._wanted.values()))
         first = 1
-        columns: dict[str, list[str | None]] = {name: [] for name in names}
-        needed = {option: name for option, name in self._wanted.items() if name not in self._titles}
-        of_first: dict[str, Any] = {}
-
-        def batch() -> Any:
-            return pa.record_batch({name: pa.array(values, pa.large_string()) for name, values in columns.items()})
-
+        lines, rows = [], []
         for line, text in self._lines(progress):
-            fields = self._object(line, text)
-            if not of_first:
-                of_first = fields
-                check_columns(self._file, needed, list(fields), _KEYS)
-            for name in names:
-                columns[name].append(self._text(line, name, fields))
-            if len(columns[names[0]]) == _ROWS:
-                self._check_titles(columns, of_first)
-                yield first, batch()
-                first, columns = first + _ROWS, {name: [] for name in names}
-        if columns[names[0]]:
-            self._check_titles(columns, of_first)
-            yield first, batch()
+            lines.append(line)
+            rows.append(self._object(line, text))
+            if len(rows) == 1 == first:
+                needed = {option: name for option, name in self._wanted.items() if name not in self._titles}
+                check_columns(self._file, needed, list(rows[0]), f", the keys of row {line}")
+            if len(rows) == _ROWS:
+                yield first, self._batch(lines, rows)
+                first, lines, rows = first + _ROWS, [], []
+        if rows:
+            yield first, self._batch(lines, rows)
 
     def where(self, row: int) -> str:
         """The place of a row, in words; rows are numbered as lines."""
@@ -72,10 +61,22 @@ class JsonLines:
             row += empty <= row
         return f"row {row}"
 
-    def _check_titles(self, columns: dict[str, list[str | None]], of_first: dict[str, Any]) -> None:
-        """A title may be missing in some rows; where it is in none of a batch, the key may be another."""
-        if any(all(title is None for title in columns[name]) for name in self._titles):
-            check_columns(self._file, self._wanted, list(of_first), _KEYS)
+    def _batch(self, lines: list[int], rows: list[dict[str, Any]]) -> Any:
+        pa, _ = arrow()
+        columns = {}
+        for name in dict.fromkeys(self._wanted.values()):
+            values = [fields.get(name) for fields in rows]
+            try:
+                columns[name] = pa.array(values, pa.large_string())
+                good = name in self._titles or not (columns[name].null_count or "" in values)
+            except (pa.ArrowException, UnicodeEncodeError):
+                good = False
+            if not good:  # one at a time, which says what is wrong where
+                values = [self._text(line, name, fields) for line, fields in zip(lines, rows, strict=True)]
+                columns[name] = pa.array(values, pa.large_string())
+            if columns[name].null_count == len(rows):  # a title may be missing in a row; in all, the key is another
+                check_columns(self._file, self._wanted, list(rows[0]), f", the keys of row {lines[0]}")
+        return pa.record_batch(columns)
 
     def _lines(self, progress: Progress) -> Iterator[tuple[int, str]]:
         self._empty = []
@@ -101,7 +102,7 @@ class JsonLines:
 
     def _object(self, line: int, text: str) -> dict[str, Any]:
         try:
-            fields = json.loads(text, object_pairs_hook=_once, parse_int=str, parse_float=str, parse_constant=_nothing)
+            fields = _DECODER.decode(text)
         except (ValueError, RecursionError) as error:
             why = (
                 f"no JSON from character {error.pos + 1} on" if isinstance(error, json.JSONDecodeError) else str(error)
@@ -149,3 +150,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} comes twice")
     return fields
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_int=str, parse_float=str, parse_constant=_nothing)
