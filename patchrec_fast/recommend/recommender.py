@@ -357,8 +357,7 @@ class Recommender:
 def _config(
     trie: Trie, method: Method, k: int, beams: int | None, length_penalty: float | None, early_stopping: EarlyStopping
 ) -> BeamConfig:
-    """What `recommend` was asked for, checked; no more answers and beams than there are titles, but for "diverse", whose
-    groups may share one."""
+    """What `recommend` was asked for, checked; no more answers and beams than titles, but "diverse"'s may share one."""
     if k > (largest := most_answers(trie.titles)):
         raise ValueError(f"k: expected at most {largest}, got {k}; there are {trie.titles} titles")
     if method not in ("beam", "exact", "diverse"):

@@ -54,7 +54,10 @@ def test_beams(pretend, plain, pair, packer, histories, family, graphs):  # noqa
     """Three batches of a call; what has run before for as many rows is a graph, one launch."""
     cpu, gpu = pair(family)
     some = packer.catalogue.item_ids[::2]
-    for options in ({"beams": 5}, {"exclude_seen": True, "normalize": "children", "length_penalty": 1.0, "allow": some}):
+    for options in (
+        {"beams": 5},
+        {"exclude_seen": True, "normalize": "children", "length_penalty": 1.0, "allow": some},
+    ):
         expected = cpu.recommend(histories, k=5, batch_size=2, **options)
         pretend.reset()
         assert_same(gpu.recommend(histories, k=5, batch_size=2, cuda_graphs=graphs, **options), expected)

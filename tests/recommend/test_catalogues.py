@@ -121,7 +121,10 @@ def some_of(ids, rng):
     """What a call may allow and deny, or nothing of it; something is left."""
     kept = rng.permutation(ids)[: rng.integers(1, len(ids) + 1)].tolist()
     allow, deny = kept if rng.integers(2) else None, [each for each in ids.tolist() if each not in kept[:2]]
-    return {"allow": allow, "deny": rng.permutation(deny)[: rng.integers(len(ids))].tolist() if rng.integers(2) else None}
+    return {
+        "allow": allow,
+        "deny": rng.permutation(deny)[: rng.integers(len(ids))].tolist() if rng.integers(2) else None,
+    }
 
 
 def assert_right(world, rec, rng, monkeypatch):

@@ -23,9 +23,7 @@ from ..state import DecodeState
 from .beam import Hypotheses
 
 
-def diverse(
-    state: DecodeState, k: int, groups: int, penalty: float = 0.8, length_penalty: float = 1.0
-) -> Hypotheses:
+def diverse(state: DecodeState, k: int, groups: int, penalty: float = 0.8, length_penalty: float = 1.0) -> Hypotheses:
     """The k best titles that the groups find.
 
     Args:
