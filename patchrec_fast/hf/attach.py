@@ -86,11 +86,11 @@ def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Att
 
     Until `detach()`, or the end of a `with attach(model):` block, `model(**batch.model_inputs())`, or `model(batch)`,
     gives `.loss` over the supervised rows and the logits of the rows that predict them, (1, N, V), or None where they
-    were never made (`loss`); without targets, the logits of all rows, (1, R, V). Any other call, such as `generate` or a padded batch, runs as before, on sdpa.
-    In families that are known (`hf.supervised`), the last layer's MLP sees only the rows whose logits are made,
-    unless hidden states are asked for or somebody's hook would see the others. Nothing is subclassed and no state-dict
-    name changes. Attach after wrapping with PEFT (which calls its inner model without hooks), before DDP, FSDP2 and
-    torch.compile; detach before PEFT merges.
+    were never made (`loss`); without targets, the logits of all rows, (1, R, V). Any other call, such as `generate` or
+    a padded batch, runs as before, on sdpa. In families that are known (`hf.supervised`), the last layer's MLP sees
+    only the rows whose logits are made, unless hidden states are asked for or somebody's hook would see the others.
+    Nothing is subclassed and no state-dict name changes. Attach after wrapping with PEFT (which calls its inner model
+    without hooks), before DDP, FSDP2 and torch.compile; detach before PEFT merges.
 
     A plain `nn.Embedding` takes the fused operator. One that scales, adapts, shards by tensor or has a padding row
     is called on the token ids, and its output averaged: always right, slower.

@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,15 +71,13 @@ def save(folder: Name, model: Any, packer: Packer) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def load(
-    folder: Name, titles: Mapping[int, str] | Iterable[tuple[int, str]], dtype: torch.dtype | str = "auto"
-) -> tuple[PreTrainedModel, Packer]:
+def load(folder: Name, titles: Mapping[int, str], dtype: torch.dtype | str = "auto") -> tuple[PreTrainedModel, Packer]:
     """Opens what `save` or `patchrec-fast train` wrote: the model, in evaluation mode on the CPU, and the packer of its
     prompts.
 
     Args:
         folder: the model's.
-        titles: of the items, as `Catalogue.from_titles` takes them, such as `Dataset.titles`.
+        titles: item id -> title, such as `Dataset.titles`: what can be recommended.
         dtype: of the weights; "auto" as they were saved.
 
     Raises:
@@ -111,7 +109,7 @@ def _settings(packer: Packer) -> tuple[PromptConfig, PreTrainedTokenizerBase]:
     settings = PromptConfig(*words, packer.policy, packer.max_items, packer.step)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the titles: it was said when the catalogue was made
-        again = settings.packer(zip(catalogue.item_ids.tolist(), catalogue.titles, strict=True), tokenizer)
+        again = settings.packer(dict(zip(catalogue.item_ids.tolist(), catalogue.titles, strict=True)), tokenizer)
     if not all(
         np.array_equal(getattr(again.prompt, name), getattr(prompt, name))
         for name in ("prefix", "suffix", "separator", "end_of_turn")

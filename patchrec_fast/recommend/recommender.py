@@ -27,7 +27,7 @@ from .engine import Run, Users
 from .exclusion import Exclusion, Ids
 from .lm_head import LMHead
 from .modes import fingerprint, own_modes
-from .recommendations import Recommendations, most_answers
+from .recommendations import Recommendations, default_beams, most_answers
 from .scorer import Normalize
 from .search.beam import BeamConfig, EarlyStopping, Hypotheses, beam
 from .search.diverse import diverse
@@ -38,7 +38,6 @@ from .trie import Trie
 
 Method = Literal["beam", "exact", "diverse"]
 
-_BEAMS = 20  # at least, whatever k is: one beam finds its way to the best title less often than twenty
 _MOST_PENALTY = 1000.0  # beside more, float32 has lost the log-probabilities
 _POWER = 30.0  # digits of `length ** length_penalty`: scores stay far from float32's bounds
 
@@ -374,7 +373,7 @@ def _config(
         length_penalty = 1.0 if method == "diverse" else 0.0
     most = _POWER / math.log10(trie.depth)
     length_penalty = check_number("length_penalty", length_penalty, -most, most)
-    beams = check_count("beams", max(k, _BEAMS) if beams is None else beams, minimum=k)
+    beams = check_count("beams", default_beams(k) if beams is None else beams, minimum=k)
     if method == "diverse":
         return BeamConfig(k, beams, length_penalty)
     return BeamConfig(min(k, trie.titles), min(beams, trie.titles), length_penalty, early_stopping)
