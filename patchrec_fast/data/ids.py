@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Key = int | str
-_LARGEST = 2**63 - 1  # of an own id that is a number
+_KINDS = ((-(2**63), 2**63 - 1), (0, 2**64 - 1))  # the least and the largest own ids that are numbers together
 _SHOWN = 3  # ids that a message proposes, or names
 
 
 class Ids:
-    """Own ids of items or users, all different: whole numbers of 64 bits, or text.
+    """Own ids of items or users, all different: whole numbers of 64 bits with or without a sign, or text.
 
-    Where one is text, or a larger number, all are text. Text finds the number that it writes, so that "42" from a
+    Where one is text, or no such number, all are text. Text finds the number that it writes, so that "42" from a
     command line finds 42; "042" does not.
 
     Args:
@@ -164,7 +164,7 @@ def as_integer(own: Key) -> int | None:
         number = int(own)
     except ValueError:
         return None
-    return number if -_LARGEST <= number <= _LARGEST and str(number) == str(own) else None
+    return number if -(2**63) <= number < 2**64 and str(number) == str(own) else None
 
 
 def _folded(text: str) -> str:
@@ -185,7 +185,10 @@ def _checked(own: Any) -> Key:
 def _alike(own: Iterable[Key]) -> list[Key]:
     """All of them as whole numbers, or all as text."""
     keys = [_checked(each) for each in own]
-    if all(isinstance(key, int) and -_LARGEST <= key <= _LARGEST for key in keys):
+    whole = [key for key in keys if isinstance(key, int)]
+    if len(whole) == len(keys) and any(
+        least <= min(whole, default=0) and max(whole, default=0) <= most for least, most in _KINDS
+    ):
         return keys
     texts: list[Key] = list(map(str, keys))
     for text in texts:
