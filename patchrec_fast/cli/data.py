@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from .. import __version__
 from .._text import printable
@@ -21,8 +21,10 @@ from ..data.interactions import Source
 from ..data.movielens import MovieLens
 from ..data.prepare import RULES, Prepared, Rules, prepare
 from ..data.sample import save_tokenizer
-from ..data.splits import SPLITS
+from ..data.split_files import SplitFiles
+from ..data.splits import SPLITS, Split
 from ..data.stats import statistics
+from ..data.tables import OLDER
 from ..models import open_tokenizer
 
 EXAMPLE = """  patchrec-fast data download ml-1m --out raw
@@ -94,7 +96,12 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     rules.add_argument("--counted", choices=("kept", "all"), help="which interactions these two count")
     rules.add_argument("--untitled", choices=("error", "drop"), help="what to do with an item without a title")
     rules.add_argument("--catalogue", choices=("all", "used"), help="titles of all items, or of those used")
-    rules.add_argument("--shares", type=float, nargs=3, metavar=("TRAIN", "VAL", "TEST"), help="default: 48 1 1")
+    add = parser.add_argument_group("splits").add_argument
+    help = "at two moments, the last two of each user, or --raw, --val and --test of a table (default: time)"
+    add("--split", choices=get_args(Split), help=help)
+    add("--shares", type=float, nargs=3, metavar=("TRAIN", "VAL", "TEST"), help="by time (default: 48 1 1)")
+    add("--val", metavar="FILE", help="a table as --raw, whose rows are then train alone")
+    add("--test", metavar="FILE", help="the same")
     table = parser.add_argument_group("names of a table's columns")
     for name in ("user", "item", "title", "time"):
         table.add_argument(f"--{name}", default=name, metavar="COLUMN", help=f"default: {name}")
@@ -105,9 +112,11 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _prepare(options: argparse.Namespace) -> dict[str, Any]:
     check_target(options.out)  # before hours of reading
+    _check_split(options)
     source = _source(options)
     rules = _rules(options)
-    with _bar(f"reading {printable(source.files[0].name)}", source.files[0].stat().st_size) as bar:
+    read = source.files[: 3 if options.split == "files" else 1]
+    with _bar(f"reading {printable(read[0].name)}", sum(file.stat().st_size for file in read)) as bar:
         prepared: Prepared = prepare(source, rules, bar.update)
     card = write(prepared, options.out, name=options.source, files=source.files, version=__version__)
     if prepared.cleaned:
@@ -116,17 +125,32 @@ def _prepare(options: argparse.Namespace) -> dict[str, Any]:
     return card
 
 
+def _check_split(options: argparse.Namespace) -> None:
+    """Raises ValueError for flags of other splits than the one that was chosen."""
+    files = options.split == "files"
+    if files and options.source != "table":
+        raise ValueError(f"--split: expected files only for a table, not for {options.source}")
+    for name in ("val", "test"):
+        if files != (getattr(options, name) is not None):
+            raise ValueError(f"--{name}: expected a file {'with' if files else 'only with'} --split files")
+    if options.shares is not None and options.split not in (None, "time"):
+        raise ValueError(f"--shares: expected only with --split time, not with {options.split}")
+
+
 def _source(options: argparse.Namespace) -> Source:
     if options.source == "goodreads":
         return Goodreads(options.raw, options.date)
     if options.source == "table":
         names = {name: getattr(options, name) for name in ("user", "item", "title", "time", "rating")}
-        return Columns(options.raw, **names)
+        train, *held_out = (
+            Columns(file, **names) for file in (options.raw, options.val, options.test) if file is not None
+        )
+        return SplitFiles(train, *held_out) if held_out else train
     return MovieLens(options.raw)
 
 
 def _rules(options: argparse.Namespace) -> Rules:
-    names = ("above_rating", "min_user", "min_item", "counted", "untitled", "catalogue")
+    names = ("above_rating", "min_user", "min_item", "counted", "untitled", "catalogue", "split")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.shares is not None:
         given["shares"] = tuple(options.shares)
@@ -139,7 +163,10 @@ def _download(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _stats(options: argparse.Namespace) -> dict[str, Any]:
-    figures = statistics(load(options.folder), None if options.tokenizer is None else open_tokenizer(options.tokenizer))
+    dataset = load(options.folder)
+    if dataset.item_ids.first:
+        _note(OLDER)
+    figures = statistics(dataset, None if options.tokenizer is None else open_tokenizer(options.tokenizer))
     _note_empty(figures)
     return figures
 
@@ -155,8 +182,8 @@ def _sample(options: argparse.Namespace) -> dict[str, Any]:
     return {"folder": str(Path(options.out)), **figures}
 
 
-def _note_empty(figures: dict[str, float]) -> None:
-    counts = {name: int(figures[name]) for name in SPLITS}
+def _note_empty(figures: dict[str, Any]) -> None:
+    counts = {name: figures[name]["samples"] for name in SPLITS}
     for name, count in counts.items():
         if not count:
             _note(f"the split {name} is empty, it has no target at position 3 or later ({_counts(counts)})")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
+from ..data.tables import OLDER
 from ..layout import Packer, Policy
 from ..layout.config import PromptConfig
 from ..layout.policies import Anchor
@@ -71,8 +72,10 @@ def open_recommender(options: argparse.Namespace) -> tuple[Recommender, Dataset]
 
     settings = overridden(PromptConfig.load(options.model), options)
     dataset = open_data(options.data)
+    if dataset.item_ids.first:
+        print(OLDER, file=sys.stderr)
     model, tokenizer = open_trained(options.model, DTYPES.get(options.dtype, "auto"))
-    packer = settings.packer(dataset.titles, tokenizer)
+    packer = settings.packer(dataset.titles, tokenizer, dataset.item_ids)
     return Recommender(placed(model, options), packer), dataset
 
 

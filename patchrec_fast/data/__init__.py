@@ -17,6 +17,7 @@ from .prepare import Rules as Rules
 from .prepare import prepare as prepare
 from .sample import generate as generate
 from .sample import sample_tokenizer as sample_tokenizer
+from .split_files import SplitFiles as SplitFiles
 from .stats import statistics as statistics
 from .tables import load as load
 from .tables import save as save

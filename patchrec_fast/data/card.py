@@ -46,7 +46,13 @@ def write(
         "interactions": prepared.counts,
         "cleaned_titles": prepared.cleaned,
         "statistics": statistics(prepared.dataset),
-        "inputs": {file.name: files_of.digest(file) for file in files},
+        "inputs": dict(zip(_names(files), map(files_of.digest, files), strict=True)),
     }
     files_of.write(folder, to_tables(prepared.dataset), card)
     return card
+
+
+def _names(files: list[Path]) -> list[str]:
+    """Without the folders; of several files with one name the later have a number."""
+    names = [file.name for file in files]
+    return [f"{name} ({n})" if (n := names[: at + 1].count(name)) > 1 else name for at, name in enumerate(names)]

@@ -14,13 +14,14 @@ from .ids import Ids
 from .titles import one_line
 
 LARGEST = 2**31 - 1  # of an item's number
+EARLIEST = 3  # position of a target, as in the paper
 
 
 class Samples(NamedTuple):
     """S samples of one split, ready for `Packer.pack`."""
 
-    histories: tuple[NDArray[np.int32], NDArray[np.int64]]  # flat item ids (N,), offsets (S + 1,)
-    targets: NDArray[np.int32]  # (S,) item ids
+    histories: tuple[NDArray[np.int32], NDArray[np.int64]]  # flat numbers of items (N,), offsets (S + 1,)
+    targets: NDArray[np.int32]  # (S,) numbers of items
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,7 @@ class Dataset:
     def __repr__(self) -> str:
         return f"Dataset({len(self)} users, {len(self.titles)} items, {len(self.items)} interactions)"
 
-    def split(self, name: str, max_items: int | None = 100, min_position: int = 3, *, step: int = 1) -> Samples:
+    def split(self, name: str, max_items: int | None = 100, min_position: int = EARLIEST, *, step: int = 1) -> Samples:
         """The samples of a split: for the target at position i, the history is `items[i - K:i]`.
 
         Args:

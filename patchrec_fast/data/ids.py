@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import operator
 from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 
 Key = int | str
 _KINDS = ((-(2**63), 2**63 - 1), (0, 2**64 - 1))  # the least and the largest own ids that are numbers together
-_SHOWN = 3  # ids that a message proposes, or names
+_SHOWN = 3  # ids that a message proposes
+_LONG = 80  # characters of one that is shown, or that slips are tried on
 
 
 class Ids:
@@ -47,6 +47,7 @@ class Ids:
             _check_different(keys)
             rows = self._numbers == range(len(keys))
             self._own = keys if rows else dict(zip(self._numbers, keys, strict=True))
+        self._whole = own is None or not isinstance(next(iter(self), 0), str)
 
     @property
     def same(self) -> bool:
@@ -58,7 +59,9 @@ class Ids:
 
     def __iter__(self) -> Iterator[Key]:
         """The own ids, in the order of the numbers as they were given."""
-        return (self.of(number) for number in self._numbers)
+        if self.first is not None:
+            return (number + self.first for number in self._numbers)
+        return iter(self._own.values() if isinstance(self._own, dict) else self._own)
 
     def __contains__(self, own: Key) -> bool:
         return self._number(_checked(own)) is not None
@@ -98,14 +101,15 @@ class Ids:
 
         Raises:
             TypeError: something else.
-            ValueError: no such id; the message names it and those that are written much like it.
+            ValueError: no such id; the message names it and those that are written like it but for one character, for
+                the case or for zeros before it.
         """
         own_id = _checked(own_id)
         if (number := self._number(own_id)) is not None:
             return number
         near = [repr(key) for key in self._near(str(own_id))]
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"no {what} {own_id!r} among the {len(self):,} of the data{hint}")
+        raise ValueError(f"no {what} {repr(own_id)[:_LONG]} among the {len(self):,} of the data{hint}")
 
     def find_all(self, own_ids: Iterable[Key], what: str = "item") -> NDArray[np.int64]:
         """(n,) int64, the numbers of n own ids, as `find`.
@@ -124,11 +128,6 @@ class Ids:
                 raise ValueError(f"{error} ({len(strangers)} of the {len(keys)} ids are not there)") from None
         return np.array(numbers, np.int64)
 
-    @property
-    def _whole(self) -> bool:
-        """Whether the own ids are numbers."""
-        return self.first is not None or not isinstance(next(iter(self), 0), str)
-
     def _number(self, own: Key) -> int | None:
         if not self._whole:
             return self._places.get(str(own))
@@ -143,19 +142,17 @@ class Ids:
         return dict(zip(self, self._numbers, strict=True))
 
     def _near(self, text: str) -> list[Key]:
-        """Own ids like the text: first those that differ in case or leading zeros alone.
-
-        One wrong character is in the first half or in the second, so the other half is right.
-        """
         wanted = _folded(text)
-        half = (len(wanted) + 1) // 2
-        head, tail = wanted[:half], wanted[-half:]
-        found: dict[str, Key] = {}
-        for key in self:
-            folded = _folded(str(key))
-            if wanted and (folded.startswith(head) or folded.endswith(tail)):
-                found.setdefault(folded, key)
-        return [found[folded] for folded in difflib.get_close_matches(wanted, found, _SHOWN)]
+        known = {} if self._whole else {_folded(str(key)): key for key in self}
+        letters = sorted(set("".join(known))) or list("0123456789-")
+        found: dict[Key, None] = {}
+        for near in _variants(wanted, letters) if 0 < len(wanted) <= _LONG else ():
+            key = as_integer(near) if self._whole and near in self else known.get(near)
+            if key is not None:
+                found[key] = None
+            if len(found) == _SHOWN:
+                break
+        return list(found)
 
 
 def as_integer(own: Key) -> int | None:
@@ -165,6 +162,16 @@ def as_integer(own: Key) -> int | None:
     except ValueError:
         return None
     return number if -(2**63) <= number < 2**64 and str(number) == str(own) else None
+
+
+def _variants(text: str, letters: list[str]) -> Iterator[str]:
+    """The text, and what one slip of a hand makes of it: a letter too many, too few, before its place, or another."""
+    pieces = [(text[:at], text[at:]) for at in reversed(range(len(text) + 1))]
+    yield text
+    yield from (head + tail[1:] for head, tail in pieces if tail)
+    yield from (head + letter + tail for head, tail in pieces for letter in letters)
+    yield from (head + tail[1] + tail[0] + tail[2:] for head, tail in pieces if len(tail) > 1)
+    yield from (head + letter + tail[1:] for head, tail in pieces if tail for letter in letters)
 
 
 def _folded(text: str) -> str:

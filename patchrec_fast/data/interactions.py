@@ -27,6 +27,7 @@ class Chunk(NamedTuple):
     items: NDArray[np.int32]  # (n,) numbers given by `Codes`
     ratings: NDArray[np.float32] | None  # (n,), None where the source has no ratings
     times: NDArray[np.int64]  # (n,) in any unit, larger is later
+    part: int = 0  # of which split, by its place in `SPLITS`, where the source has a file for each
 
 
 class Source(Protocol):

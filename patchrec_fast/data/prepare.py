@@ -9,13 +9,14 @@ The steps, in this order:
    other has gone: users may end with fewer.
 5. Each user's interactions are sorted by time, equal times in the order of the file. Users come in the order of their
    first kept interaction in the files.
-6. Splits by time (`splits.py`).
+6. Splits by time, by leaving out the last ones of each user, or by the files (`splits.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,8 @@ from ..ragged import to_offsets
 from .dataset import Dataset, at_least
 from .ids import Ids
 from .interactions import Items, Progress, Source
-from .splits import SHARES, check_shares, split_by_time
+from .split_files import SplitFiles
+from .splits import SHARES, Split, check_shares, leave_one_out, split_by_number, split_by_time
 from .titles import one_line
 
 _MOST = 2**31 - 1  # interactions that a bound may ask for
@@ -41,7 +43,9 @@ class Rules:
         counted: what the two bounds above count, the interactions "kept" by the rating or "all".
         untitled: an item without a title is an "error", or "drop" drops its interactions.
         catalogue: titles of "all" items of the source, or only of those "used" in the end.
-        shares: of train, val and test.
+        split: cuts at two moments ("time"), leaves out the last two interactions of each user ("leave-one-out"), or
+            takes train, val and test from the "files" of a `SplitFiles`.
+        shares: of train, val and test by time.
 
     Raises:
         ValueError: a bound below 1 or above 2^31 - 1, an unknown word, a rating that is not finite, or shares that are
@@ -55,6 +59,7 @@ class Rules:
     counted: Literal["kept", "all"] = "kept"
     untitled: Literal["error", "drop"] = "error"
     catalogue: Literal["all", "used"] = "used"
+    split: Split = "time"
     shares: tuple[float, float, float] = SHARES
 
     def __post_init__(self) -> None:
@@ -67,6 +72,7 @@ class Rules:
             ("counted", ("kept", "all")),
             ("untitled", ("error", "drop")),
             ("catalogue", ("all", "used")),
+            ("split", get_args(Split)),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}")
@@ -103,9 +109,11 @@ def prepare(source: Source, rules: Rules, progress: Progress = lambda size: None
 
     Raises:
         ValueError: a file that cannot be read, with the line; ratings wanted where there are none; an item without a
-            title; nothing left.
+            title; nothing left; files of splits that are not one after another in time.
         ImportError: pyarrow is not installed.
     """
+    if (rules.split == "files") != isinstance(source, SplitFiles):
+        raise ValueError(f"split: expected 'files' for SplitFiles and only for it, got {rules.split!r}")
     table = _collect(source, rules, progress)
     table.drop(_repeated(table), "one of each pair")
     items = source.items()
@@ -115,9 +123,13 @@ def prepare(source: Source, rules: Rules, progress: Progress = lambda size: None
     ids = items.ids[table.items]
     if rules.catalogue == "used":
         titles = {item: titles[item] for item in np.unique(ids).tolist()}
-    splits = split_by_time(times, offsets, rules.shares)
     item_ids = Ids(titles) if items.names is None else Ids(items.ids.tolist(), items.names)
     user_ids = Ids(range(len(users)), map(source.users().__getitem__, users.tolist()))
+    if rules.split == "files":
+        _check_order(table, offsets, user_ids, source.files)
+        splits = split_by_number(table.parts, offsets)
+    else:
+        splits = leave_one_out(offsets) if rules.split != "time" else split_by_time(times, offsets, rules.shares)
     dataset = Dataset(ids, offsets, titles, splits, item_ids, user_ids)
     return Prepared(dataset, rules, table.counts, len(cleaned & titles.keys()))
 
@@ -130,17 +142,22 @@ class _Table:
     items: NDArray[np.int32]
     times: NDArray[np.int64]
     counts: dict[str, int]
+    parts: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))  # the splits of `SplitFiles`
     of_user: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # over all, where rules say so
     of_item: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def drop(self, rows: NDArray[np.bool_], step: str) -> None:
         if rows.any():
             keep = ~rows
-            self.users, self.items, self.times = self.users[keep], self.items[keep], self.times[keep]
+            self.take(np.flatnonzero(keep))
         self.counts[step] = len(self.users)
         if not len(self.users):
             left = ", ".join(f"{name} {count:,}" for name, count in self.counts.items())
             raise ValueError(f"no interactions are left by the rules: {left}")
+
+    def take(self, rows: NDArray[np.int64]) -> None:
+        self.users, self.items, self.times = self.users[rows], self.items[rows], self.times[rows]
+        self.parts = self.parts[rows]
 
     def sort(self) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
         """Sorts by user and time; the users (U,) in their order, the times (N,) and the offsets (U + 1,)."""
@@ -150,13 +167,13 @@ class _Table:
         rank[by_appearance] = np.arange(len(names), dtype=np.int32)
         rank_of_row = rank[number]
         order = np.lexsort((self.times, rank_of_row))  # stable
-        self.users, self.items, self.times = self.users[order], self.items[order], self.times[order]
+        self.take(order)
         lengths = np.bincount(rank_of_row)
         return names[by_appearance], self.times, to_offsets(lengths)
 
 
 def _collect(source: Source, rules: Rules, progress: Progress) -> _Table:
-    users, items, times = [], [], []
+    users, items, times, parts = [], [], [], []
     table = _Table(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64), {"read": 0})
     for chunk in source.read(progress):
         table.counts["read"] += len(chunk.users)
@@ -171,11 +188,27 @@ def _collect(source: Source, rules: Rules, progress: Progress) -> _Table:
         users.append(chunk.users)
         items.append(chunk.items)
         times.append(chunk.times)
+        parts.append(np.full(len(chunk.users), chunk.part, np.int8))
     if not users:
         raise ValueError(f"{source.files[0]}: no interactions")
     table.users, table.items, table.times = np.concatenate(users), np.concatenate(items), np.concatenate(times)
+    table.parts = np.concatenate(parts)
     table.drop(np.zeros(len(table.users), bool), "rated high enough")
     return table
+
+
+def _check_order(table: _Table, offsets: NDArray[np.int64], users: Ids, files: list[Path]) -> None:
+    """Raises ValueError where a user's val is not after the train, or the test not after the val; equal times are."""
+    falls = np.diff(table.parts) < 0
+    falls[offsets[1:-1] - 1] = False  # from one user to the next
+    if falls.any():
+        row = int(falls.argmax())
+        user = users.of(int(np.searchsorted(offsets, row, "right")) - 1)
+        early, late = (files[part] for part in table.parts[row : row + 2])
+        raise ValueError(
+            f"{early}: user {user!r} has an interaction here that is before one in {late.name}; expected each user's "
+            "train before val before test"
+        )
 
 
 def _add(counts: NDArray[np.int64], numbers: NDArray[np.int32]) -> NDArray[np.int64]:

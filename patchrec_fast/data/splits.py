@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training, validation and test by time over all interactions."""
+"""Training, validation and test: by time over all interactions, or the last ones of each user, or as they come."""
+
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 SPLITS = ("train", "val", "test")
 SHARES = (48.0, 1.0, 1.0)  # the paper's
+Split = Literal["time", "leave-one-out", "files"]
+LEAST = 3  # interactions of a user of which one is left out for val and one for test
 
 
 def split_by_time(
@@ -32,8 +36,36 @@ def split_by_time(
     check_shares(shares)
     relative = np.asarray(shares, np.float64) / max(shares)
     ends = np.cumsum(relative) / relative.sum()
-    # the number of every interaction's split; it never falls along a user
-    number = np.searchsorted(np.quantile(times, ends[:2]), times)
+    return split_by_number(np.searchsorted(np.quantile(times, ends[:2]), times), offsets)
+
+
+def leave_one_out(offsets: NDArray[np.int64]) -> dict[str, NDArray[np.int32]]:
+    """Each user's last interaction is test, the one before it val, the others are train.
+
+    Users with fewer than `LEAST` interactions are train.
+
+    Args:
+        offsets: (U + 1,) of users one after another, each user's oldest first; no user is empty.
+
+    Returns:
+        As `split_by_time`.
+    """
+    last = offsets[1:][np.diff(offsets) >= LEAST] - 1
+    number = np.zeros(offsets[-1], np.int8)
+    number[last], number[last - 1] = 2, 1
+    return split_by_number(number, offsets)
+
+
+def split_by_number(number: NDArray[Any], offsets: NDArray[np.int64]) -> dict[str, NDArray[np.int32]]:
+    """Cuts each user's interactions where the number of their split rises.
+
+    Args:
+        number: (N,) the place in `SPLITS` of every interaction; it never falls along a user.
+        offsets: (U + 1,) as of `split_by_time`.
+
+    Returns:
+        As `split_by_time`.
+    """
     splits = {}
     begin = np.zeros(len(offsets) - 1, np.int64)
     for split, name in enumerate(SPLITS):

@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 
 FORMAT = 2  # of a set with a card. 1, without this entry: MovieLens' items were numbered movieId - 1
 
+OLDER = (
+    "ids: MovieLens' own; this set was prepared by an older version, which numbered items movieId - 1 (to be rid of "
+    "this line, prepare it again)"
+)
+"""What is said of a dataset with `item_ids.first` 1."""
+
 
 def load(path: str | os.PathLike[str]) -> Dataset:
     """Read a folder in the prepared format and check it.

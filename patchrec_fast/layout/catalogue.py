@@ -18,6 +18,8 @@ from .histories import integers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ..data import Ids
+
 _FEW = 3  # titles that a warning names
 _DENSE_SPAN = 16  # a dense id table may be this many times longer than the catalogue: 64 bytes an item
 
@@ -36,18 +38,21 @@ class Catalogue:
             empty.
         item_ids: (I,) int64, unique, none negative, in the order given.
         titles: I strings.
+        ids: item id -> the source's own id, which answers and messages have; None where they are the same.
     """
 
     token_ids: NDArray[np.int32]
     offsets: NDArray[np.int32]
     item_ids: NDArray[np.int64]
     titles: list[str] = field(repr=False)
+    ids: Ids | None = field(default=None, repr=False)
 
     @classmethod
     def from_titles(
         cls,
         titles: Mapping[int, str] | Iterable[tuple[int, str]],
         tokenizer: PreTrainedTokenizerBase,
+        ids: Ids | None = None,
     ) -> Catalogue:
         """Tokenise every title alone, without special tokens, in one call of the tokenizer.
 
@@ -59,11 +64,12 @@ class Catalogue:
         Args:
             titles: item id -> title, or (item id, title) pairs.
             tokenizer: a Hugging Face tokenizer.
+            ids: `Dataset.item_ids`, or None.
 
         Raises:
             TypeError: an item id that is not an integer, or a title that is not a string.
-            ValueError: no titles, a repeated item id, one that is negative or above 2**63 - 1, a title
-                that tokenises to nothing or that UTF-8 cannot hold (a lone surrogate).
+            ValueError: no titles, a repeated item id, one that is negative, above 2**63 - 1 or without an own
+                id, a title that tokenises to nothing or that UTF-8 cannot hold (a lone surrogate).
         """
         pairs = list(titles.items() if isinstance(titles, Mapping) else titles)
         if not pairs:
@@ -91,18 +97,22 @@ class Catalogue:
         lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
         if not lengths.all():
             empty = int(np.flatnonzero(lengths == 0)[0])
-            raise ValueError(f"titles: the title {texts[empty]!r} of item {item_ids[empty]} tokenises to nothing")
+            item = item_ids[empty] if ids is None else repr(ids.of(item_ids[empty]))
+            raise ValueError(f"titles: the title {texts[empty]!r} of item {item} tokenises to nothing")
         made = cls(
             token_ids=np.concatenate([np.asarray(t, np.int32) for t in tokens]),
             offsets=to_offsets(lengths).astype(np.int32),
             item_ids=item_ids,
             titles=texts,
+            ids=ids,
         )
         made._warn(tokenizer.unk_token_id)
         return made
 
     def __post_init__(self) -> None:
         integers("item_ids", self.item_ids)
+        if self.ids is not None:
+            self.own(self.item_ids)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -123,9 +133,19 @@ class Catalogue:
         tokens = np.split(self.token_ids, self.offsets[1:-1])
         return np.fromiter((number.setdefault(each.tobytes(), len(number)) for each in tokens), np.int64, len(self))
 
+    def own(self, item_ids: NDArray[np.int64]) -> list[int | str]:
+        """The source's own ids of items.
+
+        Raises:
+            ValueError: an item without one.
+        """
+        known: list[int] = item_ids.tolist()
+        return [*known] if self.ids is None else self.ids.of_all(known)
+
     def name(self, position: int) -> str:
-        """An item for a message: the title and the caller's id."""
-        return f"the title {self.titles[position]!r} of item {self.item_ids[position]}"
+        """An item for a message: the title and the own id."""
+        [own] = self.own(self.item_ids[position : position + 1])
+        return f"the title {self.titles[position]!r} of item {own!r}"
 
     def check_end(self, end: int) -> None:
         """Raise ValueError where a title holds the token that ends titles."""

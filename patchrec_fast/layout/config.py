@@ -25,6 +25,8 @@ from .prompt import PLACEHOLDER, Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ..data import Ids
+
 FILE = "patchrec.json"
 INSTRUCTION = f"Someone has chosen {PLACEHOLDER}. Which one will they choose next? Answer with its title only."
 SYSTEM = "You recommend what fits somebody's taste."
@@ -74,10 +76,11 @@ class PromptConfig:
         """What stands around a history. The tokenizer gets the marks where they are missing, as in `Prompt`."""
         return Prompt(tokenizer, system=self.system, instruction=self.instruction, separators=self.separators)
 
-    def packer(self, titles: Mapping[int, str], tokenizer: PreTrainedTokenizerBase) -> Packer:
-        """The packer of these prompts, of a tokenizer as `prompt` takes it."""
+    def packer(self, titles: Mapping[int, str], tokenizer: PreTrainedTokenizerBase, ids: Ids | None = None) -> Packer:
+        """The packer of these prompts, of a tokenizer as `prompt` takes it; `ids` as `Catalogue.from_titles` does."""
         prompt = self.prompt(tokenizer)
-        return Packer(Catalogue.from_titles(titles, tokenizer), prompt, self.policy, self.max_items, step=self.step)
+        catalogue = Catalogue.from_titles(titles, tokenizer, ids)
+        return Packer(catalogue, prompt, self.policy, self.max_items, step=self.step)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; the policy by its name, with its fields."""

@@ -58,6 +58,11 @@ class Recommendations(Ranked):
             lines.append(f"  {user}: {', '.join(map(printable, titles[:_TITLES])) or 'none'}{more}")
         return "\n".join([*lines, "  ..."] if len(self) > _USERS else lines)
 
+    def ids(self) -> list[list[int | str]]:
+        """Each user's items as many as exist, by the source's own ids: those of `Dataset.item_ids`, where the catalogue
+        was made with them, otherwise as in `items`."""
+        return [self.catalogue.own(user[user >= 0]) for user in self.items]
+
     def titles(self) -> list[list[str]]:
         """Each user's titles, as many as exist."""
         return self._titles(self.items)

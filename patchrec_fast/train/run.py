@@ -163,7 +163,7 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
     max_items = recipe.max_items or None
     words = recipe.instruction, recipe.system or None, recipe.separators
     settings = PromptConfig(*words, stage.final, max_items, recipe.items_step)
-    packer = settings.packer(dataset.titles, tokenizer)
+    packer = settings.packer(dataset.titles, tokenizer, dataset.item_ids)
     began_with = _began_with(run, model, tokenizer, dataset, packer)
     packer.plan = torch.cuda.is_available()
     ours = recipe.attention in ("auto", *KERNELS)

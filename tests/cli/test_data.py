@@ -51,7 +51,7 @@ def test_prepare_movielens(tmp_path, capsys):
     card = run(capsys, "prepare", "ml-1m", "--raw", raw, "--out", tmp_path / "out")
     assert card == json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["rules"]["above_rating"] == 3
-    assert load(tmp_path / "out").items.tolist() == [8, 1, 0, 1]
+    assert load(tmp_path / "out").items.tolist() == [9, 2, 1, 2]
 
 
 def test_rules_can_be_changed(tmp_path, capsys):
@@ -67,9 +67,10 @@ def test_rules_can_be_changed(tmp_path, capsys):
         "counted": "all",
         "untitled": "drop",
         "catalogue": "used",
+        "split": "time",
         "shares": [1, 1, 1],
     }
-    assert load(tmp_path / "out").items.tolist() == [8, 0, 1]
+    assert load(tmp_path / "out").items.tolist() == [9, 1, 2]
 
 
 def test_prepare_goodreads(tmp_path, capsys):
@@ -137,6 +138,18 @@ def test_sample_and_its_figures(tmp_path, capsys):
     assert figures["interactions"] == made["interactions"] == len(load(tmp_path / "sample").items)
     assert 1 < figures["tokens_per_title"] < 30
     assert "tokens_per_title" not in run(capsys, "stats", tmp_path / "sample")
+
+
+def test_stats_of_an_older_movielens_say_which_ids(tmp_path, capsys):
+    raw = movielens(tmp_path / "raw", "dat")
+    run(capsys, "prepare", "ml-1m", "--raw", raw, "--out", tmp_path / "out")
+    assert "ids:" not in run_with_notes(capsys, "stats", tmp_path / "out")[1]
+    card = tmp_path / "out" / "card.json"
+    card.write_text(
+        json.dumps({name: value for name, value in json.loads(card.read_text()).items() if name != "format"})
+    )
+    notes = run_with_notes(capsys, "stats", tmp_path / "out")[1].splitlines()
+    assert sum("note: ids: MovieLens' own; this set was prepared by an older version" in line for line in notes) == 1
 
 
 def test_stats_of_nothing(tmp_path, capsys):

@@ -84,7 +84,9 @@ def test_identity_holds_nothing():
     ("own", "wanted", "hint"),
     [
         (["007", "700", "x"], 7, "'007'"),
-        (["SKU-17", "SKU-99"], "sku-17", "'SKU-17' or 'SKU-99'"),
+        (["SKU-17", "SKU-99"], "sku-17", "'SKU-17'[?]"),
+        (["SKU-17", "SKU-27", "SKU-18", "x"], "sku-1", "'SKU-17' or 'SKU-18'[?]"),
+        (["SKU-17", "é"], "SKU-71", "'SKU-17'[?]"),
         (["banana", "apple"], "bananna", "'banana'"),
         ([12345, 99], "12346", "12345"),
     ],

@@ -2,11 +2,12 @@
 """The three layouts of MovieLens, everything that can be wrong with a file, and the paper's own sets from the raw."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from patchrec_fast.data import RULES, MovieLens, Rules, blocks, load, prepare
+from patchrec_fast.data import RULES, Columns, MovieLens, Rules, blocks, load, prepare
 from tests.data.raw import LAYOUTS, MOVIES, RATINGS, TITLES, movielens
 
 pytest.importorskip("pyarrow")
@@ -208,6 +209,29 @@ class TestReal:
         assert of["ours"].tolist() == of["paper"].tolist()
         inside = owner[1:] == owner[:-1]
         assert (np.diff(of["ours"])[inside] >= 0).all()
+
+    @pytest.mark.parametrize("name", ["ml-100k", "ml-1m"])
+    def test_the_same_as_a_table(self, data_dir, tmp_path, name):
+        """Ids, sequences, titles and splits."""
+        pa = pytest.importorskip("pyarrow")
+        csv = pytest.importorskip("pyarrow.csv")
+        rules = replace(RULES.get(name, RULES["movielens"]), catalogue="used")
+        ours = MovieLens(data_dir / "raw" / name)
+        want = prepare(ours, rules).dataset
+        titles = ours.titles(np.empty(0, np.int32))
+        ratings = (data_dir / "raw" / name / NAMES["100k" if name == "ml-100k" else "dat"][0]).read_bytes()
+        columns = np.array(ratings.replace(b"::", b" ").split(), np.int64).reshape(-1, 4).T
+        table = pa.table(dict(zip(("customer", "sku", "stars", "at"), columns, strict=True)))
+        table = table.append_column("name", pa.array([titles[movie] for movie in columns[1].tolist()]))
+        csv.write_csv(table, tmp_path / "log.csv")
+        source = Columns(tmp_path / "log.csv", user="customer", item="sku", title="name", time="at", rating="stars")
+        got = prepare(source, rules).dataset
+        assert got.titles == want.titles
+        assert got.item_ids.same
+        assert list(got.user_ids) == list(want.user_ids)
+        assert got.items.tolist() == want.items.tolist()
+        assert got.offsets.tolist() == want.offsets.tolist()
+        assert {k: v.tolist() for k, v in got.splits.items()} == {k: v.tolist() for k, v in want.splits.items()}
 
     def test_the_low_ratings_of_1m_change_nothing(self, data_dir, tmp_path):
         pq, csv = (pytest.importorskip(f"pyarrow.{name}") for name in ("parquet", "csv"))

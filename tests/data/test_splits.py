@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Splits by time against a count in plain Python with exact fractions."""
+"""Splits by time against a count in plain Python with exact fractions, and the last ones of each user."""
 
 from fractions import Fraction
 from itertools import pairwise
@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from patchrec_fast.data.splits import split_by_time
+from patchrec_fast.data.splits import leave_one_out, split_by_time
 
 
 def brute(times, offsets, shares):
@@ -60,3 +60,17 @@ def test_equal_times_stay_together():
 def test_shares_that_are_none(shares):
     with pytest.raises(ValueError, match="shares: expected"):
         split_by_time(np.arange(4), np.array([0, 4]), shares)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_last_of_each_user_are_left_out(seed):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 9, rng.integers(1, 12))
+    got = leave_one_out(np.concatenate([[0], np.cumsum(lengths)]))
+    none = [-1, -1]
+    assert {name: ends.tolist() for name, ends in got.items()} == {
+        "train": [[0, n - 3] if n >= 3 else [0, n - 1] for n in lengths],
+        "val": [[n - 2, n - 2] if n >= 3 else none for n in lengths],
+        "test": [[n - 1, n - 1] if n >= 3 else none for n in lengths],
+    }
+    assert all(ends.dtype == np.int32 for ends in got.values())

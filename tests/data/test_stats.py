@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from patchrec_fast.data import Dataset, load, statistics
+from patchrec_fast.data import Dataset, generate, load, statistics
 
 
 class Words:
@@ -36,13 +36,35 @@ def test_small():
         "longest": 6,
         "mean_length": 3.5,
         "shared_titles": 4,
-        "train": 2,
-        "val": 1,
-        "test": 0,
+        "train": {"samples": 2, "users": 1, "mean_history": 3.5, "longest_history": 4},
+        "val": {"samples": 1, "users": 1, "mean_history": 5.0, "longest_history": 5},
+        "test": {"samples": 0, "users": 0, "mean_history": 0.0, "longest_history": 0},
         "tokens_per_title": 10 / 5,
         "tokens_per_interaction": 10 / 7,
     }
     assert "tokens_per_title" not in statistics(dataset)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_splits_against_their_samples(seed):
+    dataset = generate(seed, users=30, items=60)
+    for name, found in ((name, statistics(dataset)[name]) for name in dataset.splits):
+        histories, targets = dataset.split(name, max_items=None)
+        lengths = np.diff(histories[1])
+        with_some = sum(len(dataset_of(dataset, user, name)) > 0 for user in range(len(dataset)))
+        assert found == {
+            "samples": len(targets),
+            "users": with_some,
+            "mean_history": pytest.approx(lengths.mean() if len(lengths) else 0),
+            "longest_history": lengths.max(initial=0),
+        }
+
+
+def dataset_of(dataset, user, name):
+    """The targets of one user."""
+    flat = dataset.items[dataset.offsets[user] : dataset.offsets[user + 1]]
+    splits = {name: dataset.splits[name][user : user + 1]}
+    return Dataset(flat, [0, len(flat)], dataset.titles, splits).split(name).targets
 
 
 # Table 1 of the paper, but for the users of ML-1M, of which it prints 6,037

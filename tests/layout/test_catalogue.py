@@ -12,6 +12,7 @@ import torch
 import transformers
 from tokenizers import normalizers
 
+from patchrec_fast.data import Ids
 from patchrec_fast.layout import Catalogue, Packer, Text
 
 TITLES = {30: "Jaws", 10: "Jaws 2", 20: "  leading space", 7: "Amélie — 愛 🎬"}
@@ -151,3 +152,15 @@ def test_the_end_of_turn_inside_a_title(sample):
 def test_negative_ids_without_a_tokenizer():
     with pytest.raises(ValueError, match="item_ids: expected no negative number, got -1"):
         Catalogue(np.array([5], np.int32), np.array([0, 1], np.int32), np.array([-1]), ["a"])
+
+
+def test_own_ids(sample):
+    ids = Ids([7, 3, 5], ["x-1", "x-2", "x-3"])
+    catalogue = Catalogue.from_titles({5: "Up", 7: "Heat"}, sample.tokenizer, ids)
+    assert catalogue.own(np.array([7, 5, 7])) == ["x-1", "x-3", "x-1"]
+    assert catalogue.name(0) == "the title 'Up' of item 'x-3'"
+    assert Catalogue.from_titles({5: "Up"}, sample.tokenizer).own(np.array([5])) == [5]
+    with pytest.raises(ValueError, match="number: expected one of 3 items or users, got 4"):
+        Catalogue.from_titles({5: "Up", 4: "Heat"}, sample.tokenizer, ids)
+    with pytest.raises(ValueError, match="the title '' of item 'x-3' tokenises to nothing"):
+        Catalogue.from_titles({5: ""}, sample.tokenizer, ids)

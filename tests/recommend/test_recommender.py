@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import patchrec_fast as pf
-from patchrec_fast import _ranges
+from patchrec_fast import _ranges, data
 from patchrec_fast.recommend import Trie
 from patchrec_fast.recommend import engine as module
 from tests.recommend import decoders
@@ -30,6 +30,21 @@ def test_one_item(sample, make_model, method):
     assert found.items.tolist() == [expected]
     assert found.titles() == [["Jaws"] * (found.items >= 0).sum()]
     assert np.isneginf(found.log_probs[found.items < 0]).all()
+
+
+@pytest.mark.parametrize("method", ["beam", "exact"])
+def test_answers_in_own_ids(sample, make_model, method):
+    titles = {1: "Jaws", 2: "Jaws 2", 4: "Alien"}
+    own = {1: "b-1", 2: "007", 4: "é"}
+    ids = data.Ids(own, own.values())
+    catalogue = pf.Catalogue.from_titles(titles, sample.tokenizer, ids)
+    found = pf.Recommender(make_model(), pf.Packer(catalogue, sample.prompt, pf.Text())).recommend(
+        [[ids.find("007"), 4], [1]], k=5, method=method
+    )
+    assert found.ids() == [[own[item] for item in user if item >= 0] for user in found.items.tolist()]
+    assert [sorted(user) for user in found.ids()] == [sorted(own.values())] * 2
+    plain = small(sample, make_model, titles).recommend([[1]], k=5, method=method)
+    assert plain.ids() == [plain.items[0, :3].tolist()]
 
 
 @pytest.mark.parametrize("method", ["beam", "exact"])
