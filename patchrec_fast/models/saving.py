@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ..data import Ids
+
 _OF_MODEL = re.compile(r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
@@ -71,13 +73,16 @@ def save(folder: Name, model: Any, packer: Packer) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def load(folder: Name, titles: Mapping[int, str], dtype: torch.dtype | str = "auto") -> tuple[PreTrainedModel, Packer]:
+def load(
+    folder: Name, titles: Mapping[int, str], ids: Ids | None = None, *, dtype: torch.dtype | str = "auto"
+) -> tuple[PreTrainedModel, Packer]:
     """Opens what `save` or `patchrec-fast train` wrote: the model, in evaluation mode on the CPU, and the packer of its
     prompts.
 
     Args:
         folder: the model's.
         titles: item id -> title, such as `Dataset.titles`: what can be recommended.
+        ids: `Dataset.item_ids`, for answers in own ids (`Recommendations.ids`); None where they are the numbers.
         dtype: of the weights; "auto" as they were saved.
 
     Raises:
@@ -85,7 +90,7 @@ def load(folder: Name, titles: Mapping[int, str], dtype: torch.dtype | str = "au
         TypeError, ValueError: as `Catalogue.from_titles`.
     """
     model, tokenizer = open_trained(folder, dtype)
-    return model, PromptConfig.load(folder).packer(titles, tokenizer)
+    return model, PromptConfig.load(folder).packer(titles, tokenizer, ids)
 
 
 def open_up(folder: Path) -> None:

@@ -53,6 +53,7 @@ def test_there_and_back(dataset, tmp_path, options, attached):
     for (name, there), (other, wanted) in zip(twin.state_dict().items(), model.state_dict().items(), strict=True):
         assert name == other
         assert torch.equal(there, wanted)
+    assert pf.load(tmp_path / "new" / "model", dataset.titles, dataset.item_ids)[1].catalogue.ids is dataset.item_ids
     histories = dataset.split("test").histories
     np.testing.assert_array_equal(again.pack(histories).ids, packer.pack(histories).ids)
     assert repr(again.policy) == repr(packer.policy)
