@@ -16,6 +16,8 @@ from .layout import Prompt as Prompt
 from .layout import RandomItemPatches as RandomItemPatches
 from .layout import SessionPatches as SessionPatches
 from .layout import Text as Text
+from .models import load as load
+from .models import save as save
 from .ops.compress import compress as compress
 from .ops.compress import use_embedding as use_embedding
 from .recommend import Recommender as Recommender

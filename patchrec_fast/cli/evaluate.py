@@ -20,22 +20,21 @@ from ..evaluation.run import REPORT, TABLE
 from ..evaluation.samples import checked, users_of
 from ..layout import Catalogue
 from ..train.start import some
+from . import search
 from .models import add_model_arguments, open_recommender, plain, tell
 from .numbers import whole
 
 EXAMPLE = """  patchrec-fast evaluate --model runs/pft-s --data path/to/ml-1m --out runs/pft-s/test --baselines
   patchrec-fast evaluate --model runs/text --data path/to/ml-1m --compare runs/pft-s/test/report.json"""
 _BASELINE_BATCH = 256  # samples at once
-METHODS = ("beam", "exact", "diverse")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add = parser.add_argument
     add("--split", default="test", choices=("train", "val", "test"), help="default: test")
-    add("--method", default="beam", choices=METHODS, help="how titles are searched (default: beam)")
     add("--k", type=whole(1), nargs="+", default=[10, 20], metavar="K", help="of HR@K and NDCG@K (default: 10 20)")
-    add("--exclude-seen", action="store_true", help="recommend no title of the history")
+    search.add_arguments(parser, method="beam", normalize="vocab")
     add("--limit", type=whole(1), metavar="N", help="only N samples, evenly spread over the users")
     add("--batch-size", type=whole(1), default=16, metavar="N", help="samples decoded at once (default: 16)")
     add("--out", help="folder for each batch's results and the report; a killed run goes on there")
@@ -54,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    asked = search.asked(options, max(options.k), method="beam")
     others = [_named(Report.load(options.compare))] if options.compare else []
     rec, dataset = open_recommender(options)
     samples = dataset.split(options.split, max_items=None)  # the packer cuts them; all of it has been seen
@@ -69,9 +69,8 @@ def _run(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         out=options.out,
         users=users.targets,
-        name=printable(f"{Path(options.model).name}, {rec.packer.policy}, {options.method}"),
-        method=options.method,
-        exclude_seen=options.exclude_seen,
+        name=printable(f"{Path(options.model).name}, {rec.packer.policy}, {_in_words(options, asked)}"),
+        **asked,
     )
     baselines = _baselines(dataset, rec.catalogue, samples, options.k, users.targets) if options.baselines else []
     compared = {other.name: report.compare(other) for other in [*others, *baselines]}
@@ -85,6 +84,12 @@ def _run(options: argparse.Namespace) -> int:
             _files.write(Path(options.out) / TABLE, text + "\n")
     print(content if options.json else text)
     return 0
+
+
+def _in_words(options: argparse.Namespace, asked: dict[str, Any]) -> str:
+    """The method, and what of the search is not as ever."""
+    beams = [] if options.beams is None else [f"{options.beams} beams"]
+    return ", ".join([asked["method"], *beams, *([] if options.normalize == "vocab" else [options.normalize])])
 
 
 def _named(report: Report) -> Report:

@@ -29,7 +29,6 @@ from ..layout import Catalogue
 from ..layout.config import FILE, INSTRUCTION, PromptConfig
 from ..models import SAMPLE, SHAPES, fit_vocabulary, open_model, open_trained, random_model, tokenizer_for
 from ..train.start import open_data
-from .evaluate import METHODS
 from .models import (
     DTYPES,
     add_data_argument,
@@ -41,6 +40,7 @@ from .models import (
     tell,
 )
 from .numbers import whole
+from .search import METHODS
 
 if TYPE_CHECKING:
     from ..data import Dataset

@@ -1,81 +1,127 @@
 # SPDX-License-Identifier: Apache-2.0
 """`patchrec-fast recommend`: the next titles for one history."""
 
-import argparse
-import difflib
-import json
-from collections.abc import Iterable, Mapping
+from __future__ import annotations
 
-import numpy as np
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .._text import printable
-from .evaluate import METHODS
+from . import search
 from .models import add_model_arguments, open_recommender, plain, tell
 from .numbers import whole
+from .titles import find_titles
 
-EXAMPLE = """  patchrec-fast recommend --model runs/pft-s --data path/to/ml-1m --history "Toy Story" "Heat" "Casino"
-  patchrec-fast recommend --model runs/pft-s --data path/to/ml-1m --items 0 5 15 --k 5 --json"""
+if TYPE_CHECKING:
+    from ..data import Dataset
+
+EXAMPLE = """  patchrec-fast recommend --model runs/pft-s --data path/to/ml-1m --history "Toy Story (1995)" heat Casino
+  patchrec-fast recommend --model runs/pft-s --data path/to/ml-1m --user 42 --exclude-seen --deny sold-out.txt
+  patchrec-fast recommend --model runs/pft-s --data path/to/ml-1m --items 1 6 16 --k 5 --json"""
+_NEWEST = 10  # titles of a history that are printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     history = parser.add_mutually_exclusive_group(required=True)
-    history.add_argument("--history", nargs="+", metavar="TITLE", help="titles, oldest first")
-    history.add_argument("--items", nargs="+", type=whole(0), metavar="ID", help="item ids, oldest first")
+    history.add_argument("--user", metavar="ID", help="a user of the data, by the data's own id: all of their history")
+    history.add_argument("--items", nargs="+", metavar="ID", help="the data's own ids of items, oldest first")
+    history.add_argument(
+        "--history",
+        nargs="+",
+        metavar="TITLE",
+        help="titles, oldest first; case, a year in parentheses and the place of an article do not matter, and a part "
+        "of a title is enough where no other has it",
+    )
     add = parser.add_argument
     add("--k", type=whole(1), default=20, help="how many titles (default: 20)")
-    add("--method", default="beam", choices=METHODS, help="how titles are searched (default: beam)")
-    add("--exclude-seen", action="store_true", help="recommend no title of the history")
+    search.add_arguments(parser, method="exact; beam where --beams is given", normalize="children")
+    add("--allow", metavar="FILE", help="recommend only these items: a file of own ids, one a line")
+    add("--deny", metavar="FILE", help="recommend none of these items: a file of own ids, one a line")
     add("--json", action="store_true", help="print a line of JSON instead of a table")
 
 
 def run(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    asked = search.asked(options, options.k, method="exact" if options.beams is None else "beam")
     rec, dataset = open_recommender(options)
-    items = known(options.items, dataset.titles) if options.items else items_of(options.history, dataset.titles)
+    items = history_of(options, dataset)
+    limits = limits_of(options, dataset)
     tell(rec.packer.policy, rec.packer.max_items, rec.packer.step)
-    found = rec.recommend([items], k=options.k, method=options.method, exclude_seen=options.exclude_seen)
+    found = rec.recommend([items], options.k, **asked, **limits)
     answers = [
-        {"item": item, "title": dataset.titles[item], "probability": probability}
+        {"item": dataset.item_ids.of(item), "title": dataset.titles[item], "probability": probability}
         for item, probability in zip(found.items[0].tolist(), np.exp(found.log_probs[0]).tolist(), strict=True)
         if item >= 0
     ]
     if options.json:
-        print(json.dumps({"prompt": plain(rec.packer), "history": items, "recommendations": answers}))
+        user = (
+            {} if options.user is None else {"user": dataset.user_ids.of(dataset.user_ids.find(options.user, "user"))}
+        )
+        history = {**user, "history": dataset.item_ids.of_all(items)}
+        print(json.dumps({"prompt": plain(rec.packer), "search": asked, **history, "recommendations": answers}))
         return 0
-    print("after", ", ".join(printable(dataset.titles[item]) for item in items))
+    newest = ", ".join(printable(dataset.titles[item]) for item in items[-_NEWEST:])
+    print("after", newest if len(items) <= _NEWEST else f"{len(items)} titles, the newest {newest}")
+    print(f"     probability {search.NORMALIZE[options.normalize]}, title (id)")
     for place, answer in enumerate(answers, 1):
-        print(f"{place:3}  {answer['probability']:<9.3g}  {printable(answer['title'])}  ({answer['item']})")
+        shown = f"{printable(answer['title'])}  ({printable(str(answer['item']))})"
+        print(f"{place:3}  {answer['probability']:<9.3g}  {shown}")
     return 0
 
 
-def known(items: list[int], titles: Mapping[int, str]) -> list[int]:
-    """The same items.
+def history_of(options: argparse.Namespace, dataset: Dataset) -> list[int]:
+    """The numbers of the history's items, oldest first. What a title was taken for is said on stderr.
 
     Raises:
-        ValueError: one that the data do not have; the message names it.
+        ValueError: an id or a title that the data do not have, or that is several; the message names the flag.
     """
-    if strangers := [item for item in dict.fromkeys(items) if item not in titles]:
-        raise ValueError(f"--items: no item {', '.join(map(str, strangers[:5]))} among the {len(titles):,} of the data")
-    return items
+    if options.user is not None:
+        row = _named("--user", dataset.user_ids.find, options.user, "user")
+        items: list[int] = dataset.items[dataset.offsets[row] : dataset.offsets[row + 1]].tolist()
+        return items
+    if options.items is not None:
+        return _named("--items", dataset.item_ids.find_all, options.items).tolist()
+    found = find_titles(options.history, dataset.titles)
+    for each in found:
+        if each.text != each.title:
+            print(f"--history: {printable(each.text)} is {printable(each.title)}", file=sys.stderr)
+    return [each.item for each in found]
 
 
-def items_of(wanted: Iterable[str], titles: Mapping[int, str]) -> list[int]:
-    """The first item of each title: as it is written, else whatever the case.
+def limits_of(options: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
+    """`allow` and `deny` of `Recommender.recommend`, those that were given.
 
     Raises:
-        ValueError: no such title; the message names the nearest.
+        OSError: no such file.
+        ValueError: an id that the data do not have, with its file and line; nothing left to recommend.
     """
-    exact: dict[str, int] = {}
-    folded: dict[str, int] = {}
-    for item, title in titles.items():
-        exact.setdefault(title, item)
-        folded.setdefault(title.casefold(), item)
-    items = []
-    for text in wanted:
-        found = exact.get(text, folded.get(text.casefold()))
-        if found is None:
-            near = difflib.get_close_matches(text.casefold(), folded, n=3)
-            hint = "; did you mean " + " or ".join(repr(titles[folded[title]]) for title in near) if near else ""
-            raise ValueError(f"--history: no title {text!r} in the data{hint}")
-        items.append(found)
-    return items
+    limits: dict[str, Any] = {
+        flag: _listed(flag, Path(path), dataset) for flag in ("allow", "deny") if (path := getattr(options, flag))
+    }
+    if not set(limits.get("allow", dataset.titles)).difference(limits.get("deny", ())):
+        given = ", ".join(f"--{flag}" for flag in limits)
+        raise ValueError(f"{given}: none of the {len(dataset.titles):,} items of the data is left to recommend")
+    return limits
+
+
+def _listed(flag: str, path: Path, dataset: Dataset) -> list[int]:
+    """The items of a file; blank lines are none."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--{flag}: {path} is not UTF-8 ({error.reason} at byte {error.start})") from error
+    wanted = ((f"--{flag}: {path}, line {place}", line.strip()) for place, line in enumerate(lines, 1))
+    return [_named(where, dataset.item_ids.find, text) for where, text in wanted if text]
+
+
+def _named(where: str, find: Any, *arguments: Any) -> Any:
+    """What `find` gives; its errors say where."""
+    try:
+        return find(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

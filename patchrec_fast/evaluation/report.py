@@ -131,6 +131,10 @@ class Report:
         except ValueError as error:
             raise ValueError(f"{path}: not a report of patchrec-fast evaluate, or damaged ({error})") from error
 
+    def __repr__(self) -> str:
+        found = ", ".join(f"{name} {each.mean():.4f}" for name, each in self._values().items())
+        return f"Report({self.name!r}, {len(self.ranks)} samples of {len(set(self.users))} users: {found})"
+
     def __str__(self) -> str:
         users = len(set(self.users))
         lines = [f"{self.name}: {len(self.ranks)} samples of {users} users"]

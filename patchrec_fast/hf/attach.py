@@ -11,7 +11,7 @@ itself (`check`).
 from collections.abc import Iterator
 from contextlib import ExitStack
 from types import MethodType
-from typing import Any
+from typing import Any, Self
 from weakref import WeakSet
 
 import torch
@@ -60,6 +60,13 @@ class Attachment:
     def __repr__(self) -> str:
         return f"Attachment({type(self.model).__name__}, attention={self.attention!r})"
 
+    def __enter__(self) -> Self:
+        """`with attach(model): ...` detaches at the end, also of a block that raises."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
     def detach(self) -> None:
         """Puts the model back as it was: hook, attention implementation, forwards. A second call does nothing.
 
@@ -77,13 +84,13 @@ def is_attached(model: nn.Module) -> bool:
 def attach(model: nn.Module, attention: str = "auto", loss: str = "auto") -> Attachment:
     """Lets a Hugging Face causal language model read packed batches, in place.
 
-    Afterwards `model(**batch.model_inputs())`, or `model(batch)`, gives `.loss` over the supervised rows and the
-    logits of the rows that predict them, (1, N, V), or None where they were never made (`loss`); without targets,
-    the logits of all rows, (1, R, V). Any other call, such as `generate` or a padded batch, runs as before, on sdpa.
-    In families that are known (`hf.supervised`), the last layer's MLP sees only the rows whose logits are made,
-    unless hidden states are asked for or somebody's hook would see the others. Nothing is subclassed and no state-dict
-    name changes. Attach after wrapping with PEFT (which calls its inner model without hooks), before DDP, FSDP2 and
-    torch.compile; detach before PEFT merges.
+    Until `detach()`, or the end of a `with attach(model):` block, `model(**batch.model_inputs())`, or `model(batch)`,
+    gives `.loss` over the supervised rows and the logits of the rows that predict them, (1, N, V), or None where they
+    were never made (`loss`); without targets, the logits of all rows, (1, R, V). Any other call, such as `generate` or
+    a padded batch, runs as before, on sdpa. In families that are known (`hf.supervised`), the last layer's MLP sees
+    only the rows whose logits are made, unless hidden states are asked for or somebody's hook would see the others.
+    Nothing is subclassed and no state-dict name changes. Attach after wrapping with PEFT (which calls its inner model
+    without hooks), before DDP, FSDP2 and torch.compile; detach before PEFT merges.
 
     A plain `nn.Embedding` takes the fused operator. One that scales, adapts, shards by tensor or has a padding row
     is called on the token ids, and its output averaged: always right, slower.

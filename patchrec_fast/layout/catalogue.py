@@ -117,6 +117,9 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.item_ids)
 
+    def __repr__(self) -> str:
+        return f"Catalogue({len(self)} items, {self.mean_tokens:.1f} tokens a title)"
+
     @property
     def mean_tokens(self) -> float:
         """Mean number of tokens of a title, each item of the catalogue counted once."""

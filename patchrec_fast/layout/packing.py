@@ -93,6 +93,11 @@ class Packer:
         self.step = step
         self._pool = Pool(catalogue, prompt)
 
+    def __repr__(self) -> str:
+        options = {"max_items": None, "plan": False, "share": False, "step": 1}
+        given = [f"{name}={getattr(self, name)!r}" for name, usual in options.items() if getattr(self, name) != usual]
+        return f"Packer({', '.join([f'{len(self.catalogue)} items', repr(self.policy), *given])})"
+
     def pack(
         self,
         histories: Histories,

@@ -4,7 +4,7 @@ history."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ class Prompt:
         separators: False leaves out the separators next to a patch.
         num_embeddings: the number of rows that the embedding table needs, one more than the largest id with the marks
             (`len(tokenizer)` is less where ids have holes).
+        tokenizer: as given; a pickle, such as a data loader's worker gets, leaves it out: None.
+        system, instruction: as given.
     """
 
     def __init__(
@@ -88,12 +90,17 @@ class Prompt:
             )
 
         tokenizer.add_tokens([START, END, SEPARATOR], special_tokens=True)
+        self.tokenizer: PreTrainedTokenizerBase | None = tokenizer
+        self.system, self.instruction = system, instruction
         self.prefix: NDArray[np.int32] = _tokenize(tokenizer, before + START)
         self.suffix: NDArray[np.int32] = _tokenize(tokenizer, END + after)
         self.separator: int = int(tokenizer.convert_tokens_to_ids(SEPARATOR))
         self.end_of_turn: int = int(ending_ids[0])
         self.separators: bool = bool(separators)
         self.num_embeddings: int = _check_marks(tokenizer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "tokenizer": None}
 
     def __repr__(self) -> str:
         return (

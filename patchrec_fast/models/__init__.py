@@ -7,6 +7,8 @@ from .opening import open_model as open_model
 from .opening import open_tokenizer as open_tokenizer
 from .opening import open_trained as open_trained
 from .opening import tokenizer_for as tokenizer_for
+from .saving import load as load
+from .saving import save as save
 from .shapes import SHAPES as SHAPES
 from .shapes import random_model as random_model
 from .tiny import tiny_model as tiny_model

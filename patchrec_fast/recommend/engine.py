@@ -14,7 +14,6 @@ from itertools import pairwise
 from math import ceil
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,11 +24,11 @@ from ..hf.kv_cache import Entry, KeyValues, KVCache
 from ..layout import PackedBatch, Packer
 from ..layout.rows import PromptRows, prompt_rows, without
 from ..ops.backends import why_not
-from ..ops.transfer import together
 from ..ragged import Ragged
+from .exclusion import Exclusion
 from .lm_head import LMHead
 from .modes import Autocast, called, ready
-from .scorer import NORMALIZE, Normalize, TokenScorer, closed_nodes
+from .scorer import NORMALIZE, Normalize, TokenScorer
 from .search.beam import BeamConfig
 from .search.cuda_graph import CudaGraphs
 from .search.static_beam import StaticBeamSearch
@@ -77,11 +76,12 @@ class Run:
         packer: Packer,
         trie: Trie,
         normalize: Normalize,
-        exclude_seen: bool = False,
+        closes: bool = False,
         autocast: Autocast = None,
         cache: KVCache | None = None,
     ) -> None:
-        """Set up; `trie` is on the CPU, `autocast` is for the calls of the model, `cache` of users who have ids.
+        """Set up; `trie` is on the CPU, `closes` says that calls have exclusions, `autocast` is for the calls of the
+        model, `cache` of users who have ids.
 
         Raises:
             ValueError: a `normalize` that is none.
@@ -98,7 +98,8 @@ class Run:
         self._cache = cache if self._reuses else None
         self._trie = trie.to(self._device)
         self._scorer = TokenScorer(head, self._trie, normalize)
-        self._exclude_seen = exclude_seen
+        self._closes = closes
+        self._exclusion: Exclusion | None = None  # of the call
         self._prefix: KeyValues | None = None  # of the rows before the history
         self._config: BeamConfig | None = None  # of a search in calls of few shapes
         self._graphs_required = False
@@ -117,7 +118,11 @@ class Run:
             raise RuntimeError(f"cuda_graphs=True cannot serve this call: {reason}")
 
     def decode(
-        self, users: Users, decode: Callable[[DecodeState], Answers], batch_size: int
+        self,
+        users: Users,
+        decode: Callable[[DecodeState], Answers],
+        batch_size: int,
+        exclusion: Exclusion | None = None,
     ) -> list[tuple[Answers, Tensor]]:
         """What `decode` makes of each batch and how many nodes it scored, on the CPU, users in order.
 
@@ -126,7 +131,8 @@ class Run:
         check_count("batch_size", batch_size, minimum=1)
         self.rows, self.rows_read, self.seconds = 0, 0, dict.fromkeys(PARTS, 0.0)
         parts = []
-        if self._exclude_seen:
+        self._exclusion = exclusion
+        if self._closes:
             self._make_closable(min(batch_size, users.number))
         with ready(self._model):
             waiting = [users.part(a, min(a + batch_size, users.number)) for a in range(0, users.number, batch_size)][
@@ -239,16 +245,9 @@ class Run:
             self._static = None
 
     def _close(self, batch: Users) -> None:
-        """Closes the nodes under which a user has seen all."""
-        if self._scorer.closed is None:
-            return
-        user = np.repeat(np.arange(batch.number), np.diff(batch.histories.offsets))
-        seen = np.unique(np.stack([user, batch.histories.values]), axis=1)  # an item watched twice is one
-        pair, count = np.unique(np.stack([seen[0], self._host_trie.leaf_of(seen[1])]), axis=1, return_counts=True)
-        (user, leaf), closed = together([torch.from_numpy(pair), torch.from_numpy(count)], self._device)
-        everything = self._trie.item_first[leaf + 1] - self._trie.item_first[leaf]
-        seen_all = closed == everything
-        self._scorer.closed[: batch.number] = closed_nodes(self._trie, batch.number, user[seen_all], leaf[seen_all])
+        """Closes the nodes under which a user has nothing left."""
+        if self._scorer.closed is not None and self._exclusion is not None:
+            self._scorer.closed[: batch.number] = self._exclusion.closed(batch.histories, self._trie)
 
     @contextmanager
     def _part(self, name: str) -> Iterator[None]:

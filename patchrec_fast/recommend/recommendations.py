@@ -8,15 +8,22 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from .._text import printable
 from ..layout import Catalogue
 from .ranker import Ranked
 
-_MOST = 10_000
+_MOST, _BEAMS = 10_000, 20
+_USERS, _TITLES = 5, 3  # shown
 
 
 def most_answers(titles: int) -> int:
     """The largest k: as many as there are titles, or where those are few still so many, and the rest is -1."""
     return max(titles, _MOST)
+
+
+def default_beams(k: int) -> int:
+    """How many beams find k titles: one finds its way to the best title less often than twenty."""
+    return max(k, _BEAMS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +51,13 @@ class Recommendations(Ranked):
     seconds: dict[str, float]
     catalogue: Catalogue = field(repr=False)
 
+    def __repr__(self) -> str:
+        lines = [f"Recommendations({len(self)} users, k={self.items.shape[1]})"]
+        for user, titles in enumerate(self._titles(self.items[:_USERS])):
+            more = ", ..." if len(titles) > _TITLES else ""
+            lines.append(f"  {user}: {', '.join(map(printable, titles[:_TITLES])) or 'none'}{more}")
+        return "\n".join([*lines, "  ..."] if len(self) > _USERS else lines)
+
     def ids(self) -> list[list[int | str]]:
         """Each user's items as many as exist, by the source's own ids: those of `Dataset.item_ids`, where the catalogue
         was made with them, otherwise as in `items`."""
@@ -51,5 +65,8 @@ class Recommendations(Ranked):
 
     def titles(self) -> list[list[str]]:
         """Each user's titles, as many as exist."""
-        known = [user[user >= 0] for user in self.items]
+        return self._titles(self.items)
+
+    def _titles(self, items: NDArray[np.int64]) -> list[list[str]]:
+        known = [user[user >= 0] for user in items]
         return [[self.catalogue.titles[at] for at in self.catalogue.index(user)] for user in known]

@@ -24,9 +24,10 @@ from ..models.fingerprint import of_model, of_packer
 from ..ragged import Ragged
 from . import trie_files
 from .engine import Run, Users
+from .exclusion import Exclusion, Ids
 from .lm_head import LMHead
 from .modes import fingerprint, own_modes
-from .recommendations import Recommendations, most_answers
+from .recommendations import Recommendations, default_beams, most_answers
 from .scorer import Normalize
 from .search.beam import BeamConfig, EarlyStopping, Hypotheses, beam
 from .search.diverse import diverse
@@ -139,7 +140,7 @@ class Recommender:
     def _run(
         self,
         normalize: Normalize,
-        exclude_seen: bool = False,
+        closes: bool = False,
         graphed: BeamConfig | None = None,
         required: bool = False,
     ) -> Iterator[Run]:
@@ -147,11 +148,11 @@ class Recommender:
         with exclusive(self._model), own_modes(self.device) as autocast:
             if self._blocks:
                 self._forget_another_model()
-            key = normalize, exclude_seen, graphed, required, autocast
+            key = normalize, closes, graphed, required, autocast
             run = self._runs.pop(key, None)  # a call that fails, or one inside this one, leaves or finds it nowhere
             if run is None:
                 known = self._model, self._head, self.packer, self.trie
-                run = Run(*known, normalize, exclude_seen, autocast, self._cache)
+                run = Run(*known, normalize, closes, autocast, self._cache)
                 if graphed is not None:
                     run.use_static_shapes(graphed, required)
             yield run
@@ -189,6 +190,8 @@ class Recommender:
         users: Sequence[Hashable] | NDArray[Any] | None = None,
         normalize: Normalize = "vocab",
         exclude_seen: bool = False,
+        allow: Ids | None = None,
+        deny: Ids | None = None,
         beams: int | None = None,
         length_penalty: float | None = None,
         early_stopping: EarlyStopping = False,
@@ -201,7 +204,7 @@ class Recommender:
         Args:
             histories: item ids, oldest first, as `Packer.pack` takes them.
             k: how many titles; where the catalogue has fewer, all, and then -1. At most 10,000, or the catalogue's
-                titles where they are more.
+                titles where they are more. How many are asked for does not change which come first, up to 20.
             method: "beam": beam search, transformers' own result. "exact": the true best titles. "diverse": the
                 decoder of the paper's released code, which may give a title twice.
             users: (B,) the caller's id of each user, inside `engine` with a cache: what their prompts at the last visit
@@ -211,7 +214,11 @@ class Recommender:
                 probabilities add up to 1).
             exclude_seen: never answer an item of the user's history, all of it as given. Of items that share a title
                 (`Catalogue.answers`) the first unseen one is the answer; the title is left out when all are seen.
-            beams: for "beam": how many run side by side, at least k; None is k. More than titles are as many.
+            allow: ids of the only items that may be answers, for every user of the call; None for all. As with what has
+                been seen, the search is kept from the others, and a title's first item that may be one is the answer.
+            deny: ids of items that are no answers, allowed or not.
+            beams: how many run side by side, at least k; None is k or 20, whichever is more. For "beam" more than
+                titles are as many; for "diverse" they are its groups, of which the k best are answers.
             length_penalty: titles are ordered by log-probability over `length ** length_penalty`, which must stay
                 within 1e-30 and 1e30. None is 0 for "beam", and for "diverse" the paper's 1; "exact" takes none.
             early_stopping: for "beam", as `recommend.search.beam.BeamConfig` has it.
@@ -222,8 +229,8 @@ class Recommender:
 
         Raises:
             TypeError: ids that are not integers.
-            ValueError: an empty history, an unknown item, a k, batch size or option out of range; logits that are not
-                finite, with the first user whose they are.
+            ValueError: an empty history, an unknown item, a k, batch size or option out of range; nothing that is
+                allowed and not denied; logits that are not finite, with the first user whose they are.
             RuntimeError: `cuda_graphs=True` where they cannot serve, and why.
         """
         k, batch_size = check_count("k", k, minimum=1), check_count("batch_size", batch_size, minimum=1)
@@ -233,26 +240,25 @@ class Recommender:
             raise TypeError(f"cuda_graphs: expected True, False or None, got {cuda_graphs!r}")
         if method != "beam" and cuda_graphs:
             raise ValueError(f"cuda_graphs: only method='beam' has them, got {method!r}")
+        exclusion = Exclusion(self.trie, exclude_seen, allow, deny)
 
         def decode(state: DecodeState) -> Hypotheses:
             if method == "exact":
                 return exact(state, config.k)
             if method == "diverse":
-                return diverse(state, k, penalty, config.length_penalty)
+                return diverse(state, config.k, config.beams, penalty, config.length_penalty)
             return beam(state, config)
 
         graphed = method == "beam" and cuda_graphs is not False
         batch = self._users(histories, users)
-        with self._run(normalize, exclude_seen, config if graphed else None, cuda_graphs is True) as run:
-            parts = run.decode(batch, decode, batch_size)
+        with self._run(normalize, bool(exclusion), config if graphed else None, cuda_graphs is True) as run:
+            parts = run.decode(batch, decode, batch_size, exclusion)
             rows, rows_read, seconds = run.rows, run.rows_read, run.seconds
         leaf, score, log_prob = (torch.cat(column).numpy() for column in zip(*(each for each, _ in parts), strict=True))
         _check_finite(score)
         rest = (0, 0), (0, k - leaf.shape[1])  # more than there are titles
         return Recommendations(
-            items=np.pad(
-                self.trie.first_items(leaf, batch.histories if exclude_seen else None), rest, constant_values=-1
-            ),
+            items=np.pad(exclusion.first_items(leaf, batch.histories), rest, constant_values=-1),
             log_probs=np.pad(log_prob, rest, constant_values=-np.inf),
             scores=np.pad(score, rest, constant_values=-np.inf),
             num_scored=torch.cat([scored for _, scored in parts]).numpy(),
@@ -350,7 +356,7 @@ class Recommender:
 def _config(
     trie: Trie, method: Method, k: int, beams: int | None, length_penalty: float | None, early_stopping: EarlyStopping
 ) -> BeamConfig:
-    """What `recommend` was asked for, checked; no more answers and beams than there are titles."""
+    """What `recommend` was asked for, checked; no more answers and beams than titles, but "diverse"'s may share one."""
     if k > (largest := most_answers(trie.titles)):
         raise ValueError(f"k: expected at most {largest}, got {k}; there are {trie.titles} titles")
     if method not in ("beam", "exact", "diverse"):
@@ -359,15 +365,17 @@ def _config(
         raise ValueError(f"early_stopping must be False, True or 'never', got {early_stopping!r}")
     if method == "exact" and length_penalty:
         raise ValueError(f"length_penalty: method='exact' orders by log-probability, got {length_penalty}")
-    if method != "beam" and beams is not None:
-        raise ValueError(f"beams: only method='beam' has them, got {beams} for {method!r}")
+    if method == "exact" and beams is not None:
+        raise ValueError(f"beams: method='exact' has none, got {beams}")
     if method != "beam" and early_stopping is not False:
         raise ValueError(f"early_stopping: only method='beam' has it, got {early_stopping!r} for {method!r}")
     if length_penalty is None:
         length_penalty = 1.0 if method == "diverse" else 0.0
     most = _POWER / math.log10(trie.depth)
     length_penalty = check_number("length_penalty", length_penalty, -most, most)
-    beams = check_count("beams", k if beams is None else beams, minimum=k)
+    beams = check_count("beams", default_beams(k) if beams is None else beams, minimum=k)
+    if method == "diverse":
+        return BeamConfig(k, beams, length_penalty)
     return BeamConfig(min(k, trie.titles), min(beams, trie.titles), length_penalty, early_stopping)
 
 

@@ -109,18 +109,3 @@ class TokenScorer:
 def _finite(total: Tensor) -> Tensor:
     """NaN in place of infinities, which as divisors would pass for titles of probability 0."""
     return torch.add(total, total, alpha=0)  # 0 * inf is NaN: one launch
-
-
-def closed_nodes(trie: Trie, users: int, user: Tensor, leaf: Tensor) -> Tensor:
-    """The nodes under which a user has no leaf left, (users, N) bool, as `TokenScorer` takes them.
-
-    Args:
-        user, leaf: (C,) int64, each pair a leaf that this user must not reach; each pair once.
-    """
-    lost = torch.zeros(users * len(trie), dtype=torch.int32, device=leaf.device)
-    node = leaf
-    while len(node):  # one level up at a time, until all are at the root
-        lost.index_add_(0, user * len(trie) + node, torch.ones_like(node, dtype=torch.int32))
-        node = trie.parent[node]
-        user, node = user[node > 0], node[node > 0]
-    return lost.view(users, -1) == trie.leaves

@@ -167,21 +167,10 @@ class Trie:
         """(N,) int64: the place of a node's token in `used`; 0 for the root."""
         return torch.searchsorted(self.used, self.token)
 
-    def first_items(self, leaf: ArrayLike, seen: tuple[Array, NDArray[np.integer]] | None = None) -> Array:
-        """The first item of each leaf, -1 where `leaf` is negative; any shape, int64.
-
-        Args:
-            seen: what the users of (B, k) leaves have seen, flat (N,) and offsets (B + 1,): the first item that is
-                not in it. Each leaf has one.
-        """
+    def first_items(self, leaf: ArrayLike) -> Array:
+        """The first item of each leaf, -1 where `leaf` is negative; any shape, int64."""
         nodes, items = np.asarray(leaf), self.items.cpu().numpy()
         place = self.item_first.cpu().numpy()[nodes.clip(min=0)].clip(max=len(items) - 1)
-        if seen is not None:
-            flat, offsets = seen
-            own = np.arange(len(nodes)) * len(items)  # (B,) a number for each user's places
-            taken = np.repeat(own, np.diff(offsets)) + self._place_of(flat)
-            while (again := (nodes >= 0) & np.isin(own[:, None] + place, taken)).any():
-                place[again] += 1
         return np.where(nodes < 0, -1, items[place])
 
     def leaf_of(self, item_ids: ArrayLike) -> Array:
@@ -191,10 +180,14 @@ class Trie:
             TypeError: ids that are not integers.
             ValueError: an item that the trie does not have.
         """
-        return self.leaves_of_items()[self._place_of(integers("item_ids", item_ids))]
+        return self.leaves_of_items()[self.place_of(integers("item_ids", item_ids))]
 
-    def _place_of(self, wanted: Array) -> Array:
-        """The place of each item in `items`, (n,) int64."""
+    def place_of(self, wanted: Array) -> Array:
+        """The place of each item in `items`, (n,) int64.
+
+        Raises:
+            ValueError: an item that the trie does not have.
+        """
         order, rising = self._by_id
         place = np.searchsorted(rising, wanted).clip(max=len(rising) - 1)
         if not (rising[place] == wanted).all():
@@ -237,7 +230,7 @@ class Trie:
             ValueError: an item that is not here, or no item left.
         """
         stays = np.ones(len(self.items), bool)
-        stays[self._place_of(integers("item_ids", item_ids))] = False
+        stays[self.place_of(integers("item_ids", item_ids))] = False
         if not stays.any():
             raise ValueError(f"item_ids: all {len(stays)} items would go, expected to keep one")
         return _pruned(self, stays)

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from .. import _json
 from .._files import write
 from ..layout.config import PromptConfig
+from ..models.saving import open_up
 
 SEAL = "checkpoint.json"
 UNFINISHED = "unfinished"
@@ -69,13 +70,6 @@ def saving(path: Path, unfinished: Path) -> Iterator[None]:
         shutil.rmtree(unfinished, ignore_errors=True)
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(f"{path}: could not be saved ({reason}); what was saved before is kept") from error
-
-
-def open_up(folder: Path) -> None:
-    """Gives every file the mode that the user's umask gives: safetensors makes private ones."""
-    mode = (folder / "tokenizer_config.json").stat().st_mode & 0o777  # written by Python's open
-    for _, path in _files(folder):
-        path.chmod(mode)
 
 
 def latest(out: Path) -> Path | None:

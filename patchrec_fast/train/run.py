@@ -31,6 +31,7 @@ from ..hf.attention import KERNELS
 from ..layout import Packer
 from ..layout.config import PromptConfig
 from ..models import fingerprint
+from ..models.saving import open_up
 from .arguments import trainer_arguments
 from .batches import MicroBatches, count_samples
 from .by_user import Passes, passes
@@ -295,8 +296,6 @@ def _steps(count: float, total: int) -> int:
 
 def _save(run: _Run, folder: Path, unfinished: Path, lora: bool) -> None:
     """The model in plain format: under another name first, `patchrec.json` at the very end."""
-    from .checkpoints import open_up
-
     run.attachment.detach()
     main = run.trainer.is_world_process_zero()
     if lora:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What attaching leaves alone: ordinary calls, generate, state dicts; and that detaching gives all of it back."""
 
+import contextlib
 import json
 
 import pytest
@@ -152,3 +153,19 @@ def test_continuous_batching_stays_sdpas(monkeypatch):
     x = torch.ones(1, 2, 5, 8)
     attend(torch.nn.Identity(), x, x, x, None, cu_seq_lens_q=torch.tensor([0, 5]), max_length_q=5, cache=cache)
     assert seen["cache"] is cache
+
+
+def test_a_block_detaches_at_its_end(make_model):
+    """Also where it raises, and where it has detached by itself."""
+    model = make_model("llama")
+    before = snapshot(model)
+    for fails in (False, True):
+        with contextlib.suppress(ZeroDivisionError), pf.attach(model) as handle:
+            assert handle.model is model
+            assert model._forward_pre_hooks
+            if fails:
+                raise ZeroDivisionError
+        assert_equal(before, snapshot(model))
+    with pf.attach(model) as handle:
+        handle.detach()
+    assert_equal(before, snapshot(model))

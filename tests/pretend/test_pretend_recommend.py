@@ -50,10 +50,14 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("graphs", [True, False, None])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_beams(pretend, plain, pair, histories, family, graphs):  # noqa: F811
+def test_beams(pretend, plain, pair, packer, histories, family, graphs):  # noqa: F811
     """Three batches of a call; what has run before for as many rows is a graph, one launch."""
     cpu, gpu = pair(family)
-    for options in ({}, {"exclude_seen": True, "normalize": "children", "length_penalty": 1.0}):
+    some = packer.catalogue.item_ids[::2]
+    for options in (
+        {"beams": 5},
+        {"exclude_seen": True, "normalize": "children", "length_penalty": 1.0, "allow": some},
+    ):
         expected = cpu.recommend(histories, k=5, batch_size=2, **options)
         pretend.reset()
         assert_same(gpu.recommend(histories, k=5, batch_size=2, cuda_graphs=graphs, **options), expected)
@@ -72,7 +76,7 @@ def test_other_methods(pretend, plain, pair, histories, family, method):  # noqa
     else:
         options = {"k": 3, "method": method, "batch_size": 2}
         assert_same(gpu.recommend(some, **options), cpu.recommend(some, **options))
-        options["exclude_seen"] = True
+        options |= {"exclude_seen": True, "deny": range(0, 300, 3)}
         assert_same(gpu.recommend(some, **options), cpu.recommend(some, **options))
 
 
@@ -160,12 +164,12 @@ def test_with_the_kernels(pretend, make_model):  # noqa: F811
     items = packer.catalogue.item_ids.tolist()
     histories = [items[:1], items[:3]]  # noqa: F811
     cpu, gpu = (pf.Recommender(make_model("llama").to(where), packer) for where in ("cpu", "cuda"))
-    expected = cpu.recommend(histories, k=2)
+    expected = cpu.recommend(histories, k=2, beams=2)
     with gpu.engine():
         for _ in range(3):  # the search may be done after a step or two, and the third is captured
-            gpu.recommend(histories, k=2, cuda_graphs=True)
+            gpu.recommend(histories, k=2, beams=2, cuda_graphs=True)
         pretend.reset()
-        assert_same(gpu.recommend(histories, k=2, cuda_graphs=True), expected)
+        assert_same(gpu.recommend(histories, k=2, beams=2, cuda_graphs=True), expected)
         counts, waits = pretend.counts(), pretend.waits()
     assert counts["sum_rows"] == 1
     assert 0 < counts["graph"] <= 2 * (gpu.trie.depth - 1)  # one that reads, one that chooses
@@ -178,7 +182,7 @@ def test_with_the_kernels(pretend, make_model):  # noqa: F811
         "synchronize": 3,  # one for each part that is timed
     }
     pretend.reset()
-    assert_same(gpu.recommend(histories, k=2, cuda_graphs=False), expected)
+    assert_same(gpu.recommend(histories, k=2, beams=2, cuda_graphs=False), expected)
     assert pretend.counts()["read_prompts"] > 0
     assert pretend.waits() == {
         "aten::_unique2": 1,
@@ -199,7 +203,7 @@ def test_a_token_is_one_wait(pretend, plain, pair, histories):  # noqa: F811
     with gpu.engine():
         for k in (2, 2, 2, 8, 8, 8):  # the third of each finds its graphs
             pretend.reset()
-            gpu.recommend(histories[:2], k=k, cuda_graphs=True)
+            gpu.recommend(histories[:2], k=k, beams=k, cuda_graphs=True)
             found.append((pretend.counts()["graph"], pretend.waits()))
     (few, short), (many, long) = found[2], found[5]
     assert many != few

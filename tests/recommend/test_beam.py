@@ -17,7 +17,7 @@ USERS = int(os.environ.get("PATCHREC_FAST_TEST_USERS", "3"))  # of ML-1M, for ea
 
 def assert_same(model, packer, histories, beams, **options):
     """Items, order, and scores within 1e-4 and, where they are far below zero, 16 roundings of float32."""
-    mine = pf.Recommender(model, packer).recommend(histories, k=beams, **options)
+    mine = pf.Recommender(model, packer).recommend(histories, beams, beams=beams, **options)
     for user, history in enumerate(histories):
         items, scores = decoders.generate(model, packer, history, beams, **options)
         assert mine.items[user].tolist() == items
@@ -55,7 +55,7 @@ def test_early_stopping(make_model, packer, histories):
     rec, compared = pf.Recommender(model, packer), 0
     options = {"length_penalty": 1.0, "early_stopping": True}
     for beams in (2, 3):
-        mine = rec.recommend(histories, k=beams, **options)
+        mine = rec.recommend(histories, beams, beams=beams, **options)
         for user, history in enumerate(histories):
             items, scores = decoders.generate(model, packer, history, beams, **options)
             if min(scores) > -1e6:
@@ -65,7 +65,7 @@ def test_early_stopping(make_model, packer, histories):
 
 
 def test_more_beams_than_answers(recommender, histories):
-    wide = recommender.recommend(histories, k=8)
+    wide = recommender.recommend(histories, k=8, beams=8)
     narrow = recommender.recommend(histories, k=3, beams=8)
     np.testing.assert_array_equal(narrow.items, wide.items[:, :3])
     assert (narrow.num_scored <= wide.num_scored).all()

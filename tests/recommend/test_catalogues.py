@@ -43,10 +43,11 @@ def renew(world, seed):
 class Brute:
     """One user's titles, each read whole by a plain call."""
 
-    def __init__(self, world, packer, history, normalize, exclude_seen):
+    def __init__(self, world, packer, history, normalize, exclude_seen, allow=None, deny=None):
         self.end, names = packer.prompt.end_of_turn, decoders.titles(packer)
-        seen = set(history) if exclude_seen else set()
-        self.item = {title: [i for i in items if i not in seen][:1] for title, items in names.items()}
+        out = {*(history if exclude_seen else ()), *(deny or ())}
+        out |= set() if allow is None else {*packer.catalogue.item_ids.tolist()} - {*allow}
+        self.item = {title: [i for i in items if i not in out][:1] for title, items in names.items()}
         self.item = {title: items[0] for title, items in self.item.items() if items}
         self.log_probs = self._read(world.double, packer.pack([history]).ids.long(), list(names), normalize)
         self.allowed = {}
@@ -116,12 +117,22 @@ def assert_answers(found, user, expected, k):
         assert item in {each for other, each in expected if abs(other - score) <= 2 * NEAR}
 
 
+def some_of(ids, rng):
+    """What a call may allow and deny, or nothing of it; something is left."""
+    kept = rng.permutation(ids)[: rng.integers(1, len(ids) + 1)].tolist()
+    allow, deny = kept if rng.integers(2) else None, [each for each in ids.tolist() if each not in kept[:2]]
+    return {
+        "allow": allow,
+        "deny": rng.permutation(deny)[: rng.integers(len(ids))].tolist() if rng.integers(2) else None,
+    }
+
+
 def assert_right(world, rec, rng, monkeypatch):
     catalogue, packer = rec.packer.catalogue, rec.packer
     histories = [rng.choice(catalogue.item_ids, rng.integers(1, 4)).tolist() for _ in range(2)]
     normalize, exclude_seen = rng.choice(["vocab", "catalogue", "children"]), bool(rng.integers(2))
-    options = {"normalize": str(normalize), "exclude_seen": exclude_seen}
-    brutes = [Brute(world, packer, history, options["normalize"], exclude_seen) for history in histories]
+    options = {"normalize": str(normalize), "exclude_seen": exclude_seen, **some_of(catalogue.item_ids, rng)}
+    brutes = [Brute(world, packer, history, **options) for history in histories]
     titles = len(brutes[0].score)
     k = int(rng.integers(1, titles + 3))
     few = int(rng.integers(1, min(titles, 4) + 1))
@@ -129,9 +140,9 @@ def assert_right(world, rec, rng, monkeypatch):
         if rng.integers(2):  # calls of few shapes, as on a GPU
             patch.setattr(engine, "_why_not_static", lambda model, device: None)
         every = rec.recommend(histories, k=k, beams=max(k, titles), **options)
-        beam = rec.recommend(histories, k=few, **options)
+        beam = rec.recommend(histories, k=few, beams=few, **options)
     exact = rec.recommend(histories, k=k, method="exact", **options)
-    diverse = rec.recommend(histories, k=few, method="diverse", **options)
+    diverse = rec.recommend(histories, k=few, beams=few, method="diverse", **options)
     table = rec.scores(histories, normalize=options["normalize"])
     asked = rng.choice(catalogue.item_ids, 2)
     ranks = rec.rank(histories, asked, normalize=options["normalize"])

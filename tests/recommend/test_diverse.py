@@ -12,7 +12,10 @@ from tests.recommend import decoders
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_it_is_the_literal_one(make_model, packer, histories, family, penalty):
     model, groups = make_model(family), 6
-    found = pf.Recommender(model, packer).recommend(histories, k=groups, method="diverse", diversity_penalty=penalty)
+    options = {"method": "diverse", "beams": groups, "diversity_penalty": penalty}
+    rec = pf.Recommender(model, packer)
+    found = rec.recommend(histories, groups, **options)
+    np.testing.assert_array_equal(rec.recommend(histories, 4, **options).items, found.items[:, :4])
     names, allowed = decoders.titles(packer), decoders.continuations(packer)
     for user, history in enumerate(histories):
         alone = decoders.Alone(model, packer, history)

@@ -121,7 +121,7 @@ def test_histories_as_arrays_and_in_batches(recommender, histories):
         ({"normalize": "all"}, "normalize must be one of 'vocab', 'catalogue', 'children', got 'all'"),
         ({"early_stopping": "always"}, "early_stopping must be False, True or 'never', got 'always'"),
         ({"beams": 3, "k": 5}, "beams: expected at least 5, got 3"),
-        ({"beams": 30, "method": "exact"}, "beams: only method='beam' has them"),
+        ({"beams": 30, "method": "exact"}, "beams: method='exact' has none, got 30"),
         ({"length_penalty": 1.0, "method": "exact"}, "length_penalty: method='exact' orders by log-probability"),
         ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
         ({"length_penalty": 1e6}, "length_penalty: expected a number between -.* and .*, got 1000000"),

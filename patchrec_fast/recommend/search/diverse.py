@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decoder of the paper's released code: k greedy searches that keep away from each other's tokens.
+"""The decoder of the paper's released code: greedy searches that keep away from each other's tokens.
 
 It is diverse beam search (Vijayakumar et al. 2018, arXiv 1610.02424) with groups of one beam, as transformers had it
-before version 5: `generate(num_beams=k, num_beam_groups=k, diversity_penalty=0.8, early_stopping=True)`. In each step
+before version 5: `generate(num_beams=g, num_beam_groups=g, diversity_penalty=0.8, early_stopping=True)`. In each step
 the groups choose one after another; a group's score of a token is lowered by the penalty for each earlier group that
 took the token in this step, and the lowered score is what it carries on. A group whose best token is the end is done.
 Its next best token still counts as taken in that step, as it did there.
 
-Groups that meet in different steps may finish the same title: **the k answers may hold duplicates**, as the paper's do.
+Groups that meet in different steps may finish the same title: **the answers may hold duplicates**, as the paper's do.
 Groups that are at one node are one row of the model and of its head: of 334 scorings for 4 users 119 remain.
 """
 
@@ -23,18 +23,18 @@ from ..state import DecodeState
 from .beam import Hypotheses
 
 
-def diverse(state: DecodeState, k: int, penalty: float = 0.8, length_penalty: float = 1.0) -> Hypotheses:
-    """Searches.
+def diverse(state: DecodeState, k: int, groups: int, penalty: float = 0.8, length_penalty: float = 1.0) -> Hypotheses:
+    """The k best titles that the groups find.
 
     Args:
-        k: groups, and answers.
+        k: answers, at most `groups`.
         penalty: for each earlier group with the token.
         length_penalty: groups are ordered by their lowered score over `length ** length_penalty`, the end token
             counted; equal ones by group.
     """
-    trie, shape = state.trie, (state.users, k)
+    trie, shape = state.trie, (state.users, groups)
     node = torch.zeros(shape, dtype=torch.int64, device=trie.token.device)
-    row = torch.arange(state.users, device=node.device).unsqueeze(1).repeat(1, k)
+    row = torch.arange(state.users, device=node.device).unsqueeze(1).repeat(1, groups)
     ahead, leaf, lengths = torch.zeros_like(node), torch.full_like(node, -1), torch.ones_like(node)
     score = torch.zeros(shape, dtype=torch.float32, device=node.device)  # lowered
     log_prob = torch.zeros_like(score)
@@ -60,7 +60,7 @@ def diverse(state: DecodeState, k: int, penalty: float = 0.8, length_penalty: fl
     late = path.late(state)
     final = (score - late) / lengths.float() ** length_penalty  # -inf where no title was left
     log_prob = log_prob - late
-    order = final.sort(dim=1, descending=True, stable=True)[1]
+    order = final.sort(dim=1, descending=True, stable=True)[1][:, :k]
     return Hypotheses(leaf.gather(1, order), final.gather(1, order), log_prob.gather(1, order))
 
 
@@ -71,11 +71,11 @@ class _Path(NamedTuple):
     the bounds' stand in for them, and all are computed at the end, in one pass over the head's weight.
     """
 
-    row: Tensor  # (B, k, A) int64, -1 where nothing
-    taken: Tensor  # (B, k, A) float32, the log-sum-exp that the bound is over
+    row: Tensor  # (B, G, A) int64, -1 where nothing
+    taken: Tensor  # (B, G, A) float32, the log-sum-exp that the bound is over
 
     def late(self, state: DecodeState) -> Tensor:
-        """(B, k) by how much the sums of bounds are too large."""
+        """(B, G) by how much the sums of bounds are too large."""
         scored = self.row >= 0
         rows, back = self.row[scored].unique(return_inverse=True)
         late = torch.zeros_like(self.taken)
@@ -110,7 +110,7 @@ def _once(state: DecodeState, user: Tensor, node: Tensor, row: Tensor) -> tuple[
 
 
 def _in_turn(state: DecodeState, children: Children, score: Tensor, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of all groups: the best child of each (B, k), its lowered score, and its log-probability."""
+    """One step of all groups: the best child of each (B, G), its lowered score, and its log-probability."""
     trie = state.trie
     taken = score.new_zeros(len(score), len(trie.used))  # (B, U) earlier groups with the token
     everyone = torch.arange(len(score), device=score.device)
