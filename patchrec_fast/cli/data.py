@@ -23,7 +23,6 @@ from ..data.prepare import RULES, Prepared, Rules, prepare
 from ..data.sample import save_tokenizer
 from ..data.splits import SPLITS
 from ..data.stats import statistics
-from ..models import open_tokenizer
 
 EXAMPLE = """  patchrec-fast data download ml-1m --out raw
   patchrec-fast data prepare ml-1m --raw raw/ml-1m --out data/ml-1m
@@ -139,6 +138,8 @@ def _download(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _stats(options: argparse.Namespace) -> dict[str, Any]:
+    from ..models import open_tokenizer
+
     figures = statistics(load(options.folder), None if options.tokenizer is None else open_tokenizer(options.tokenizer))
     _note_empty(figures)
     return figures

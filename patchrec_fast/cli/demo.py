@@ -11,13 +11,8 @@ import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
+from .._options import SAMPLE
 from .._text import printable
-from ..data.download import download
-from ..models import SAMPLE
-from ..train.folder import RUN
-from ..train.start import open_data
 from .bench import benchmarks, checkout
 from .main import INTERRUPTED, main
 from .numbers import whole
@@ -56,6 +51,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from ..train.start import open_data
+
     out = Path(options.out)
     begun = time.perf_counter()
     data = options.data or _found() or _downloaded(out) or SAMPLE
@@ -91,6 +90,8 @@ def stages(data: str, longest: int, out: Path, steps: int, samples: int) -> Iter
         steps: optimizer steps of each training stage.
         samples: how many are evaluated.
     """
+    from ..train.folder import RUN
+
     runs = {name: str(out / name) for name in ("text", "pretrain", "pft-s")}
     tests = {name: str(out / f"{name}-test") for name in ("text", "pft-s")}
     profile = str(out / "profile")
@@ -135,6 +136,8 @@ def _found() -> str | None:
 
 def _downloaded(out: Path) -> str | None:
     """MovieLens-1M, prepared; None where it cannot be had."""
+    from ..data.download import download
+
     prepared = out / "data" / _DOWNLOADED
     if (prepared / "card.json").is_file():
         return str(prepared)

@@ -6,8 +6,6 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 
-import numpy as np
-
 from .._text import printable
 from .evaluate import METHODS
 from .models import add_model_arguments, open_recommender, plain, tell
@@ -30,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    import numpy as np
+
     rec, dataset = open_recommender(options)
     items = known(options.items, dataset.titles) if options.items else items_of(options.history, dataset.titles)
     tell(rec.packer.policy, rec.packer.max_items, rec.packer.step)

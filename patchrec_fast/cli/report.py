@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """`patchrec-fast report`: one HTML file of everything that other commands measured."""
 
+from __future__ import annotations
+
 import argparse
 import os
+from typing import TYPE_CHECKING
 
-from .. import report
+from .._options import SAMPLE
 from .._text import printable
-from ..models import SAMPLE, tokenizer_for
-from ..report import inputs
-from ..report.savings import Group, by_length
-from ..train.start import open_data
+
+if TYPE_CHECKING:
+    from ..report.savings import Group
 
 EXAMPLE = """  patchrec-fast report --out report.html --run runs/text runs/pft-s --evaluation runs/*/test
   patchrec-fast report --out r.html --profile runs/profile --bench benchmarks/results/compress.csv --data sample"""
@@ -33,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from .. import report
+    from ..report import inputs
+
     sections = [
         report.savings(_groups(options)),
         report.quality(inputs.evaluations(options.evaluation)),
@@ -48,6 +53,10 @@ def run(options: argparse.Namespace) -> int:
 def _groups(options: argparse.Namespace) -> list[Group]:
     if options.data is None:
         return []
+    from ..models import tokenizer_for
+    from ..report.savings import by_length
+    from ..train.start import open_data
+
     dataset = open_data(options.data)
     name = options.tokenizer or os.environ.get("PATCHREC_FAST_TOKENIZER") or SAMPLE
     return list(by_length(dataset, tokenizer_for(name, dataset.titles)))

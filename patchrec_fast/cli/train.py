@@ -10,13 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from .._options import SAMPLE, STAGES, TINY
 from .._text import printable
-from ..layout.config import FILE, PromptConfig
-from ..models import SAMPLE
 from ..train.recipes import BUILT_IN, POLICY_KEYS, TYPES, Recipe, load
-from ..train.run import train
-from ..train.stages import STAGES
-from ..train.start import TINY
 from .models import prompt_line
 
 EXAMPLE = """  patchrec-fast train --model tiny --data sample --stage text --out runs/text
@@ -57,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..train.run import train
+
     flags = {name: value for name in TYPES if (value := getattr(options, name)) is not None}
     source = options.recipe or (TINY if options.model == TINY else None)
     saved = _saved_prompt(options.model)
@@ -91,6 +89,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _saved_prompt(model: str) -> dict[str, Any]:
     """The keys of a recipe that the prompt of a former stage gives; none of a model from elsewhere."""
+    from ..layout.config import FILE, PromptConfig
+
     if model == TINY or not (Path(model) / FILE).is_file():
         return {}
     settings = PromptConfig.load(model)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._options import SAMPLE
 from ..data import sample_tokenizer
 from ..layout import Prompt
 from ..layout.config import PromptConfig
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Name = str | os.PathLike[str]
-SAMPLE = "sample"
-"""Named as a tokenizer: a small one, trained on the titles; as data: the generated dataset."""
 _CONFIG, _GENERATION, _INDEX = "config.json", "generation_config.json", "model.safetensors.index.json"
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 

@@ -20,13 +20,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from .._files import write
-from ..layout.config import INSTRUCTION, SYSTEM
-from ..layout.policies import Anchor
-from .by_user import BY, TARGETS_PER_PASS
-from .stages import STAGES, Stage, stage
+from .._options import BY, INSTRUCTION, STAGES, SYSTEM, TARGETS_PER_PASS, Anchor
+
+if TYPE_CHECKING:
+    from .stages import Stage
 
 FOLDER = Path(__file__).parent / "recipes"
 _SOME = 1e-9  # more than nothing
@@ -129,6 +129,8 @@ class Recipe:
 
     def stage(self, name: str) -> Stage:
         """The stage of a name with the recipe's numbers."""
+        from .stages import stage
+
         own = {key: getattr(self, key) for key in ("keep", "group", "p", "patch_step", "anchor")}
         return stage(name, **own)
 

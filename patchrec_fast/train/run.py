@@ -25,6 +25,7 @@ import torch
 from .. import _json
 from .._files import write
 from .._lock import only_one
+from .._options import TINY
 from ..data import Dataset, Samples
 from ..hf import Attachment, attach
 from ..hf.attention import KERNELS
@@ -37,7 +38,7 @@ from .by_user import Passes, passes
 from .folder import RECIPE, RESULT, check_new, check_recipe, check_same, load_result, load_run, start
 from .recipes import Recipe
 from .stages import Stage
-from .start import TINY, add_adapters, chosen_by, of_split, open_data, open_model, targets_per_pass
+from .start import add_adapters, chosen_by, of_split, open_data, open_model, targets_per_pass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer

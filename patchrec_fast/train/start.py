@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import models
+from .._options import SAMPLE, TARGETS_PER_PASS, TINY
 from ..data import Dataset, Samples, generate, load
 from ..layout import Packer, Prompt
 from ..layout.prompt import END, SEPARATOR, START
-from ..models import SAMPLE
 from .batches import take
-from .by_user import TARGETS_PER_PASS, Passes, passes, share_of_rows
+from .by_user import Passes, passes, share_of_rows
 from .recipes import Recipe
 from .stages import Stage
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TINY = "tiny"
 _PAYS = 0.5  # of the rows of a prompt a target; beside them, targets of one user in a step teach less than others'
 _ALL = 2**31 - 1
 

@@ -221,7 +221,7 @@ def test_interrupted_it_says_how_to_go_on(run, tmp_path, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("patchrec_fast.cli.evaluate.evaluate", interrupted)
+    monkeypatch.setattr("patchrec_fast.evaluation.evaluate", interrupted)
     status, _, shown = run("--limit", 3, "--out", tmp_path)
     assert status == 130
     assert "the same command goes on" in shown

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import unicodedata
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -15,6 +16,7 @@ from patchrec_fast import __version__
 from patchrec_fast._text import printable
 from patchrec_fast.cli import main as cli
 
+ROOT = Path(__file__).parents[2]
 BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
@@ -49,6 +51,21 @@ def test_each_command_helps_with_an_example(name, capsys):
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     assert f"patchrec-fast {name}" in shown.partition("example:")[2]
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in cli.COMMANDS), ["data", "prepare"]])
+def test_help_imports_nothing_heavy(words):
+    """It is to be there in 0.3 s; torch alone takes 2."""
+    code = f"""
+import sys
+from patchrec_fast.cli.main import main
+try:
+    main({[*words, "--help"]!r})
+except SystemExit:
+    print(*(name for name in ("torch", "transformers", "pyarrow", "tqdm") if name in sys.modules), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
 
 
 def test_version(capsys):
