@@ -14,6 +14,7 @@ from pathlib import Path
 from .._options import SAMPLE
 from .._text import printable
 from .bench import benchmarks, checkout
+from .folders import folder
 from .main import INTERRUPTED, main
 from .numbers import whole
 
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--data",
+        type=folder(SAMPLE),
         metavar="DIR",
         help=f'a prepared dataset, or "{SAMPLE}" (default: ml-1m or ml-100k in $PATCHREC_FAST_DATA, else {_DOWNLOADED} '
         "is downloaded, else the generated one)",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from .._options import SAMPLE, Anchor
 from ..train.recipes import POLICY_KEYS, Recipe
+from .folders import folder
 from .numbers import whole
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, its data, where it runs, and its prompts."""
-    parser.add_argument("--model", required=True, help="folder that patchrec-fast train wrote")
+    parser.add_argument(
+        "--model", required=True, type=folder(), metavar="DIR", help="folder that patchrec-fast train wrote"
+    )
     add_data_argument(parser)
     add_device_arguments(parser)
     add_prompt_arguments(parser)
@@ -46,7 +49,11 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", required=True, help=f'folder in the prepared format; "{SAMPLE}" for the generated dataset'
+        "--data",
+        required=True,
+        type=folder(SAMPLE),
+        metavar="DIR",
+        help=f'folder in the prepared format; "{SAMPLE}" for the generated dataset',
     )
 
 

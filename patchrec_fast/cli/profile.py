@@ -14,6 +14,7 @@ from .. import _files
 from .._options import INSTRUCTION, LONG, SAMPLE
 from ..models.shapes import SHAPES
 from .evaluate import METHODS
+from .folders import folder
 from .models import (
     add_data_argument,
     add_device_arguments,
@@ -37,7 +38,7 @@ JSON = "profile.json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--model", help="a folder of a Hugging Face causal language model")
+    model.add_argument("--model", type=folder(), metavar="DIR", help="a folder of a Hugging Face causal language model")
     model.add_argument("--shape", choices=SHAPES, help="a model of random weights")
     add_data_argument(parser)
     add_device_arguments(parser)
@@ -45,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--tokenizer",
+        type=folder(SAMPLE),
+        metavar="DIR",
         help=f'for --shape: a folder, or "{SAMPLE}" for a small one trained on the titles (default: with --data '
         f"{SAMPLE}, that)",
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .._options import SAMPLE
 from .._text import printable
+from .folders import folder
 
 if TYPE_CHECKING:
     from ..report.savings import Group
@@ -20,13 +21,14 @@ EXAMPLE = """  patchrec-fast report --out report.html --run runs/text runs/pft-s
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", required=True, metavar="FILE.html", help="the report; it needs no other file")
-    add("--run", nargs="+", default=[], metavar="DIR", help="outputs of train: losses")
+    add("--run", nargs="+", default=[], type=folder(), metavar="DIR", help="outputs of train: losses")
     add("--evaluation", nargs="+", default=[], metavar="PATH", help="outputs of evaluate, folders or JSON: quality")
     add("--profile", nargs="+", default=[], metavar="PATH", help="outputs of profile, folders or JSON: time and memory")
     add("--bench", nargs="+", default=[], metavar="CSV", help="results of the benchmarks: ratios")
-    add("--data", metavar="DIR", help=f'a prepared dataset, or "{SAMPLE}": tokens saved')
+    add("--data", type=folder(SAMPLE), metavar="DIR", help=f'a prepared dataset, or "{SAMPLE}": tokens saved')
     add(
         "--tokenizer",
+        type=folder(SAMPLE),
         metavar="DIR",
         help="counts the tokens of --data: a folder of a tokenizer or model (default: $PATCHREC_FAST_TOKENIZER, else "
         "a small one trained on the titles)",

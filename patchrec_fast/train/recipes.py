@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from .._files import write
 from .._options import BY, INSTRUCTION, STAGES, SYSTEM, TARGETS_PER_PASS, Anchor
+from .._text import near
 
 if TYPE_CHECKING:
     from .stages import Stage
@@ -159,7 +160,9 @@ def load(source: str | os.PathLike[str], stage: str, base: Recipe | None = None)
     """
     path = FOLDER / f"{source}.toml" if source in BUILT_IN else Path(source)
     if not path.is_file():
-        raise FileNotFoundError(f"recipe: no file {path}, expected a TOML file or one of {', '.join(BUILT_IN)}")
+        raise FileNotFoundError(
+            f"recipe: no file {path}, expected a TOML file or one of {', '.join(BUILT_IN)}{near(str(source), BUILT_IN)}"
+        )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         stages = table.pop("stage", {})

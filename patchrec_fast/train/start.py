@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import models
+from .._folders import check_folder
 from .._options import SAMPLE, TARGETS_PER_PASS, TINY
 from ..data import Dataset, Samples, generate, load
 from ..layout import Packer, Prompt
@@ -28,8 +29,16 @@ _ALL = 2**31 - 1
 
 
 def open_data(data: str | os.PathLike[str]) -> Dataset:
-    """`data.load`, or the generated dataset for "sample"."""
-    return generate() if data == SAMPLE else load(data)
+    """`data.load`, or the generated dataset for "sample".
+
+    Raises:
+        FileNotFoundError: no such folder; the message names the nearest.
+        ImportError, ValueError: as `data.load`.
+    """
+    if data == SAMPLE:
+        return generate()
+    check_folder(data)
+    return load(data)
 
 
 def targets_per_pass(recipe: Recipe, stage: Stage, sequences: int | None) -> int:

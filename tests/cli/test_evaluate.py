@@ -140,8 +140,6 @@ def copy(folders, tmp_path, **files):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "nowhere"], "no such file"),
-        (["--data", "nowhere"], "no such file"),
         (["--keep", "3"], "--keep: the policy is SessionPatches(group=5), which has no keep"),
         (["--policy", "pft-i", "--group", "3"], "--group: the policy is ItemPatches(keep=5), which has no group"),
         (["--policy", "text", "--keep", "0"], "--keep: the policy is Text()"),

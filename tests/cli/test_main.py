@@ -92,6 +92,49 @@ def test_a_wrong_option_is_one_line_too(words, capsys):
     assert shown.endswith("--help\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("trian", "got 'trian', did you mean 'train'?"),
+        (
+            "train --stage pfts",
+            "argument --stage: expected one of text, pretrain, pft-i, pft-s, dropout, history, got 'pfts', did",
+        ),
+        ("info --debgu", "unknown '--debgu', did you mean '--debug'?"),
+        (
+            "data stat x",
+            "argument ACTION: expected one of prepare, download, stats, sample, got 'stat', did you mean 'stats'?",
+        ),
+        ("data sample --out x --uesrs=3", "did you mean '--users'?"),
+        ("info more", "unknown 'more'"),
+        ("train --model folder/nmae", "argument --model: no folder folder/nmae, did you mean folder/name?"),
+        ("evaluate --data foldr", "argument --data: no folder foldr, did you mean folder?"),
+        ("recommend --model own/er", "argument --model: no folder own/er"),
+        ("profile --tokenizer ./x", "argument --tokenizer: no folder ./x"),
+        ("report --run folder x", "argument --run: no folder x"),
+        ("demo --data x", "argument --data: no folder x"),
+    ],
+)
+def test_did_you_mean(words, said, capsys, tmp_path, monkeypatch):
+    (tmp_path / "folder" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words.split())
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_data_help_points_to_the_help_of_its_actions(capsys):
+    shown = []
+    for words in (["data"], ["data", "prepare"]):
+        with pytest.raises(SystemExit):
+            cli.main([*words, "--help"])
+        shown.append(capsys.readouterr().out)
+    assert "patchrec-fast data ACTION --help" in shown[0]
+    assert "--min-user" not in shown[0]
+    assert "--min-user" in shown[1]
+
+
 @pytest.mark.parametrize("error", [ValueError("two\nlines"), OSError("disk"), ImportError("pip install x")])
 def test_an_error_is_one_line(error, failing, capsys):
     failing(error)
