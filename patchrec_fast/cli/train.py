@@ -162,7 +162,7 @@ def _quiet() -> None:
 def _summary(result: dict[str, Any]) -> str:
     given = result["val_loss"] is not None
     losses = f"{result['first_val_loss']:.3f} -> {result['val_loss']:.3f}" if given else "none"
-    speed = f"{result['tokens_per_second']:,.0f} rows/s"
+    speed = f"{result['rows_per_second']:,.0f} rows/s"
     if (targets := result.get("targets_per_second")) is not None:  # older runs do not say
         speed += f", {targets:,.1f} targets/s"
     kind = f"{result['stage']} by {result.get('by', 'prompt')}, {result['steps']} steps"

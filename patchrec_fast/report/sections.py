@@ -151,7 +151,7 @@ def _cost_table(found: Profiles) -> Table:
 
 
 def losses(runs: Sequence[Run]) -> Section:
-    """Training and validation losses against the tokens learnt from."""
+    """Training and validation losses against the rows learnt from."""
     title = "Losses"
     if not runs:
         return Section(title, missing="patchrec-fast train --model tiny --data DIR --stage text --out runs/text")
@@ -160,9 +160,9 @@ def losses(runs: Sequence[Run]) -> Section:
         series = [_curve(run, split) for run in runs if any(point.split == split for point in run.points)]
         if series:
             caption = f"{name} loss, nats a supervised token, against the rows that the model has learnt from."
-            plots.append(plot(series, caption, x="million tokens", y="loss"))
+            plots.append(plot(series, caption, x="million rows", y="loss"))
     rows = [[run.name, *_outcome(run)] for run in runs]
-    head = ["", "stage", "steps", "first validation loss", "last", "million tokens", "seconds", "tokens a second"]
+    head = ["", "stage", "steps", "first validation loss", "last", "million rows", "seconds", "rows a second"]
     return Section(title, plots=plots, tables=[Table("Training runs", head, rows)])
 
 
@@ -182,7 +182,7 @@ def _outcome(run: Run) -> list[str]:
         *("none" if (loss := found[key]) is None else f"{loss:.4f}" for key in ("first_val_loss", "val_loss")),
         f"{found['tokens'] / 1e6:,.2f}",
         f"{found['seconds']:,.1f}",
-        f"{found['tokens_per_second']:,.0f}",
+        f"{found['rows_per_second']:,.0f}",
     ]
 
 

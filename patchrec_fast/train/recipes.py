@@ -77,7 +77,7 @@ class Recipe:
     rows: int | None = _key(None, "instead of batch: rows that fill a micro-batch of one process", 1)
     accumulation: int = _key(1, "micro-batches an optimizer step of one process", 1)
     epochs: int = _key(1, "passes over the training split", 1, 10_000)
-    steps: int | None = _key(None, "stop after so many optimizer steps", 1)
+    steps: int | None = _key(None, "so many optimizer steps in all: fewer than the epochs have, or further epochs", 1)
     seed: int = _key(0, "of weights, order and random patches", 0, 2**32 - 1)
     limit_train: int | None = _key(None, "take only so many training samples, evenly spread", 1)
     limit_val: int | None = _key(None, "take only so many validation samples, evenly spread", 1)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -158,4 +159,7 @@ def add_adapters(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ran
         trainable_token_indices=marks,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # peft asks for the older name of an attribute of transformers, and takes what it says
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        return get_peft_model(model, config)

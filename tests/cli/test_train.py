@@ -33,7 +33,7 @@ def called(monkeypatch, tmp_path):
     def record(recipe, stage, **rest):
         calls.append((recipe, stage, rest))
         return {"out": "nowhere", "stage": stage, "steps": 1, "first_val_loss": 2.0, "val_loss": 1.0,
-                "by": "user", "tokens_per_second": 1234.5, "targets_per_second": 56.7}  # fmt: skip
+                "by": "user", "rows_per_second": 1234.5, "targets_per_second": 56.7}  # fmt: skip
 
     monkeypatch.setattr(command, "train", record)
     return calls
