@@ -9,6 +9,7 @@ from .dataset import Dataset as Dataset
 from .dataset import Samples as Samples
 from .download import download as download
 from .goodreads import Goodreads as Goodreads
+from .ids import Ids as Ids
 from .movielens import MovieLens as MovieLens
 from .prepare import RULES as RULES
 from .prepare import Prepared as Prepared

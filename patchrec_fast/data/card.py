@@ -12,22 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from . import folder as files_of
-from .arrow import arrow
-from .folder import ITEMS, USERS
-from .interactions import Key
 from .prepare import Prepared
 from .stats import statistics
-from .tables import to_tables
+from .tables import FORMAT, to_tables
 
 
 def write(
     prepared: Prepared, folder: str | os.PathLike[str], *, name: str, files: list[Path], version: str
 ) -> dict[str, Any]:
-    """Writes the dataset in the prepared format, the source's own names of users and items, and the card.
+    """Writes the dataset in the prepared format, and the card.
 
-    Everything is written beside its place first, then moved: a failure leaves `folder` as it was. `users.parquet` has
-    the column `user`, in the order of the dataset. `items.parquet` (`item`, `source`) is there only where item ids are
-    not the source's own.
+    Everything is written beside its place first, then moved: a failure leaves `folder` as it was.
 
     Args:
         prepared: what `prepare` gave.
@@ -43,13 +38,8 @@ def write(
         FileExistsError: a file in the folder's place, or one in it that would be replaced and is no part of a data set.
         OSError: a file that cannot be written.
     """
-    pa, _ = arrow()
-    tables = to_tables(prepared.dataset)
-    tables[USERS] = pa.table({"user": _names(prepared.users)})
-    if prepared.item_names:
-        own = _names(list(prepared.item_names.values()))
-        tables[ITEMS] = pa.table({"item": list(prepared.item_names), "source": own})
     card = {
+        "format": FORMAT,
         "source": name,
         "made_by": f"patchrec_fast {version}",
         "rules": asdict(prepared.rules),
@@ -58,14 +48,5 @@ def write(
         "statistics": statistics(prepared.dataset),
         "inputs": {file.name: files_of.digest(file) for file in files},
     }
-    files_of.write(folder, tables, card)
+    files_of.write(folder, to_tables(prepared.dataset), card)
     return card
-
-
-def _names(own: list[Key]) -> Any:
-    """An Arrow array; as text what no column of Arrow's can hold together."""
-    pa, _ = arrow()
-    try:
-        return pa.array(own)
-    except (pa.ArrowException, OverflowError):
-        return pa.array(list(map(str, own)))

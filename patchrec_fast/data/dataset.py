@@ -3,16 +3,17 @@
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..ragged import counting, to_offsets
+from .ids import Ids
 from .titles import one_line
 
-LARGEST = 2**31 - 1  # of an item id
+LARGEST = 2**31 - 1  # of an item's number
 
 
 class Samples(NamedTuple):
@@ -27,25 +28,30 @@ class Dataset:
     """The interactions of U users.
 
     Attributes:
-        items: (N,) int32 item ids from 0, users one after another, each user's oldest first.
+        items: (N,) int32 numbers of items from 0, users one after another, each user's oldest first.
         offsets: (U + 1,) int64, user u is `items[offsets[u]:offsets[u + 1]]`; no user is empty.
-        titles: item id -> title, for at least every id in `items`.
+        titles: number of an item -> title, for at least every number in `items`.
         splits: split name -> (U, 2) int32, the first and the last position of the user's targets in
             that split, inclusive; -1, -1 where the user has none. No position is in two splits.
+        item_ids: number of an item -> the source's own id, for every number in `titles`; given as None, the numbers
+            themselves.
+        user_ids: row of a user -> the source's own id; given as None, 0 to U - 1.
 
-    Whole numbers of any type are taken for ids, offsets and positions.
+    Whole numbers of any type are taken for items, offsets and positions.
 
     Raises:
-        TypeError: something else than numbers, or titles that are no mapping from ids to text.
+        TypeError: something else than numbers, titles that are no mapping from numbers to text, ids that are no `Ids`.
         ValueError: a number that does not fit; offsets that do not cut `items` into users; an item without a title, or
             with one that shows nothing or cannot be written as UTF-8; positions outside the user's items or in two
-            splits.
+            splits; an item or user without an own id.
     """
 
     items: NDArray[np.int32]
     offsets: NDArray[np.int64]
     titles: dict[int, str]
     splits: dict[str, NDArray[np.int32]]
+    item_ids: Ids = field(default=None)  # type: ignore[assignment]  # never None: __post_init__ makes Ids of it
+    user_ids: Ids = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         items = whole(self.items, "items", 0, LARGEST).astype(np.int32, copy=False)
@@ -56,7 +62,15 @@ class Dataset:
             raise ValueError(f"titles: {len(untitled)} items of users have none, the first is {untitled[0]}")
         splits = {name: _positions(name, values, np.diff(offsets)) for name, values in self.splits.items()}
         _check_apart(splits)
-        for name, value in (("items", items), ("offsets", offsets), ("titles", titles), ("splits", splits)):
+        made = {
+            "items": items,
+            "offsets": offsets,
+            "titles": titles,
+            "splits": splits,
+            "item_ids": _item_ids(self.item_ids, titles),
+            "user_ids": _user_ids(self.user_ids, len(offsets) - 1),
+        }
+        for name, value in made.items():
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
@@ -178,6 +192,30 @@ def _titles(given: Any) -> dict[int, str]:
         except UnicodeEncodeError:
             raise ValueError(f"titles: the title of item {item} has a lone surrogate, {title!r}") from None
     return titles
+
+
+def _item_ids(given: Ids | None, titles: dict[int, str]) -> Ids:
+    """Those of the items with a title."""
+    if given is None:
+        return Ids(titles)
+    try:
+        return _checked(given, "item_ids").only(titles)
+    except ValueError as error:
+        raise ValueError(f"item_ids: an item with a title has none ({error})") from None
+
+
+def _user_ids(given: Ids | None, users: int) -> Ids:
+    if given is None:
+        return Ids(range(users))
+    if len(_checked(given, "user_ids")) != users:
+        raise ValueError(f"user_ids: expected one for each of {users} users, got {len(given)}")
+    return given.only(range(users))
+
+
+def _checked(given: Any, name: str) -> Ids:
+    if not isinstance(given, Ids):
+        raise TypeError(f"{name}: expected Ids or None, got {type(given).__name__}")
+    return given
 
 
 def _positions(name: str, values: Any, lengths: NDArray[np.int64]) -> NDArray[np.int32]:

@@ -107,8 +107,11 @@ def _replace(target: Path, tables: dict[str, Table], card: dict[str, Any] | None
                 card_file.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def check(folder: Path) -> None:
-    """Raises ValueError where the files of the folder are not of one set."""
+def check(folder: Path) -> set[str]:
+    """The files of the set in the folder. Raises ValueError where they are not of one set.
+
+    Beside files without a mark, one of own ids belongs to them that has no other columns.
+    """
     found = marks(folder)
     if len(set(found.values())) > 1 or (any(found.values()) and not {SEQUENCES, TITLES} <= found.keys()):
         sets: dict[str, list[str]] = {}
@@ -121,12 +124,18 @@ def check(folder: Path) -> None:
             f"{folder}: a data set that is half written, or files of several ({shown}). Write it again with the same "
             "command, or with patchrec_fast.data.save, which marks what it writes"
         )
+    outputs = (read_card(folder) or {}).get("outputs")
+    if lost := sorted(set(outputs if isinstance(outputs, dict) else ()) - found.keys()):
+        raise ValueError(f"{folder}: {', '.join(lost)} of the set is not there, or no file of a set's")
+    if any(found.values()):
+        return set(found)
+    return {*found, *(name for name in (USERS, ITEMS) if _schema(folder / name)[0] == _COLUMNS[name])}
 
 
 def marks(folder: Path) -> dict[str, str]:
     """The mark of each file of a set in the folder, "" of one without; files that are no part of a set are left out."""
     found = {}
-    card = _card(folder / CARD)
+    card = read_card(folder)
     for name, columns in _COLUMNS.items():
         names, metadata = _schema(folder / name)
         if _MARK in metadata:
@@ -181,10 +190,10 @@ def _schema(file: Path) -> tuple[set[str], dict[bytes, bytes]]:
         return set(), {}
 
 
-def _card(file: Path) -> dict[str, Any] | None:
+def read_card(folder: Path) -> dict[str, Any] | None:
     """A card that this package wrote."""
     try:
-        card = json.loads(file.read_text(encoding="utf-8"))
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     ours = isinstance(card, dict) and str(card.get("made_by")).startswith(_MAKER)

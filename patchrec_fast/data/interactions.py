@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrow import arrow
+from .ids import Key as Key
+from .ids import as_integer
 
 Progress = Callable[[int], object]  # told how many bytes of the files have been read since the last call
-Key = int | str
 
 
 class Chunk(NamedTuple):
@@ -39,7 +40,7 @@ class Source(Protocol):
         """Reads the interactions once, from the beginning."""
 
     def users(self) -> list[Key]:
-        """After `read`: the user's own name of every number."""
+        """After `read`: the user's own id of every number."""
 
     def items(self) -> Items:
         """After `read`: the item id of every number."""
@@ -52,12 +53,11 @@ class Items(NamedTuple):
     """Item ids of a source."""
 
     ids: NDArray[np.int32]  # (I,) the id of number 0, 1, ...
-    names: list[Key] | None = None  # the source's own names, where the ids are not those
-    first: int = 0  # what the source counts its ids from, where its ids are these plus that
+    names: list[Key] | None = None  # the source's own ids, where they are not those
 
     def own(self, number: int) -> Key:
-        """What the source calls an item, to be shown."""
-        return self.names[number] if self.names else int(self.ids[number]) + self.first
+        """What the source calls an item."""
+        return self.names[number] if self.names else int(self.ids[number])
 
 
 class Codes:
@@ -80,21 +80,13 @@ class Codes:
         return len(self._numbers)
 
     def names(self) -> list[Key]:
-        return list(self._numbers)
+        """The values; as integers where each writes one, as in a CSV file, whose columns are text."""
+        whole = [as_integer(value) for value in self._numbers]
+        return [each for each in whole if each is not None] if None not in whole else list(self._numbers)
 
     def as_items(self) -> Items:
-        """The values themselves as ids where all are integers that fit int32, otherwise their numbers."""
+        """The values themselves as ids where all are integers from 0 that fit int32, otherwise their numbers."""
         names = self.names()
-        ids = [_integer(name) for name in names]
-        if None in ids:
-            return Items(np.arange(len(names), dtype=np.int32), names)
-        return Items(np.array(ids, np.int32))
-
-
-def _integer(name: Key) -> int | None:
-    """The name as an item id, None where "007" or "1.5" would not survive the way back."""
-    try:
-        number = int(name)
-    except ValueError:
-        return None
-    return number if 0 <= number < 2**31 and str(number) == str(name) else None
+        if all(isinstance(name, int) and 0 <= name < 2**31 for name in names):
+            return Items(np.array(names, np.int32))
+        return Items(np.arange(len(names), dtype=np.int32), names)

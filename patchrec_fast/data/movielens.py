@@ -5,7 +5,8 @@
     1M, 10M                   ratings.dat  user::item::rating::time      movies.dat  item::title::genres
     20M, 25M, 32M, latest     ratings.csv  with a header                 movies.csv  with a header, quoted
 
-Which of them a folder holds is seen from its files. Item ids are MovieLens movie ids minus 1, as in the paper's data.
+Which of them a folder holds is seen from its files. Item ids are MovieLens' own, the movie
+ids; in the paper's prepared data they are these minus 1.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class MovieLens:
         return self._users.names()
 
     def items(self) -> Items:
-        return Items(np.array(self._movies.names(), np.int32) - 1, first=1)
+        return self._movies.as_items()
 
     def titles(self, wanted: NDArray[np.int32]) -> dict[int, str]:
         """The titles of all movies of the catalogue, rated or not, cleaned as in the paper.
@@ -97,7 +98,7 @@ class MovieLens:
         for line, fields in self._layout.movie_fields(path, _decode(path, self._layout)):
             if not (fields and re.fullmatch("[1-9][0-9]{0,8}", fields[0])):
                 raise ValueError(f"{path}: line {line} begins with {','.join(fields)[:80]!r}, expected a movie id")
-            item = int(fields[0]) - 1
+            item = int(fields[0])
             if item in titles:
                 raise ValueError(f"{path}: line {line}: movie {fields[0]} is listed a second time")
             titles[item] = clean_title(fields[1])

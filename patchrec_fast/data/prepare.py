@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from ..ragged import to_offsets
 from .dataset import Dataset, at_least
-from .interactions import Items, Key, Progress, Source
+from .ids import Ids
+from .interactions import Items, Progress, Source
 from .splits import SHARES, check_shares, split_by_time
 from .titles import one_line
 
@@ -87,8 +88,6 @@ class Prepared(NamedTuple):
     """A dataset, and how it came to be."""
 
     dataset: Dataset
-    users: list[Key]  # the source's own name of each user of the dataset
-    item_names: dict[int, Key]  # item id -> the source's own name; empty where the ids are those
     rules: Rules
     counts: dict[str, int]  # interactions left after each step
     cleaned: int = 0  # titles of the dataset with control characters, line ends or repeated spaces, which are gone
@@ -116,17 +115,11 @@ def prepare(source: Source, rules: Rules, progress: Progress = lambda size: None
     ids = items.ids[table.items]
     if rules.catalogue == "used":
         titles = {item: titles[item] for item in np.unique(ids).tolist()}
-    dataset = Dataset(ids, offsets, titles, split_by_time(times, offsets, rules.shares))
-    user_names = source.users()
-    item_names = dict(zip(items.ids.tolist(), items.names or [], strict=False))
-    return Prepared(
-        dataset,
-        [user_names[user] for user in users.tolist()],
-        {item: name for item, name in item_names.items() if item in titles},
-        rules,
-        table.counts,
-        len(cleaned & titles.keys()),
-    )
+    splits = split_by_time(times, offsets, rules.shares)
+    item_ids = Ids(titles) if items.names is None else Ids(items.ids.tolist(), items.names)
+    user_ids = Ids(range(len(users)), map(source.users().__getitem__, users.tolist()))
+    dataset = Dataset(ids, offsets, titles, splits, item_ids, user_ids)
+    return Prepared(dataset, rules, table.counts, len(cleaned & titles.keys()))
 
 
 @dataclass

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prepared format on disk: `sequences.parquet` and `titles.parquet` in one folder.
+"""The prepared format on disk: `sequences.parquet` and `titles.parquet` in one folder, and the source's own ids.
 
 sequences.parquet, one row a user: `items` list<int32>, oldest first, and int32 `{split}_first`,
 `{split}_last` for the splits train, val and test: inclusive positions of targets, null where there
 are none. titles.parquet: `item` int32, `title` string.
+
+users.parquet: `user`, the own id of each row of sequences.parquet; without the file those are 0, 1, ...
+items.parquet: `item` int32 and `source`, its own id; without the file `item` is the own id. Own ids are whole numbers
+or text, all different.
 """
 
 from __future__ import annotations
@@ -18,38 +22,43 @@ from numpy.typing import NDArray
 from . import folder as files_of
 from .arrow import arrow
 from .dataset import LARGEST, Dataset
-from .folder import SEQUENCES, TITLES
+from .folder import ITEMS, SEQUENCES, TITLES, USERS
+from .ids import Ids, Key
 from .splits import SPLITS
 from .values import cast, is_number, is_text, lists, plain
 
 if TYPE_CHECKING:
     from pyarrow import Table
 
+FORMAT = 2  # of a set with a card. 1, without this entry: MovieLens' items were numbered movieId - 1
+
 
 def load(path: str | os.PathLike[str]) -> Dataset:
     """Read a folder in the prepared format and check it.
+
+    MovieLens as versions before `Ids` prepared it has movieId - 1 for numbers of items, and answers in movieIds:
+    `item_ids.first` is 1.
 
     Raises:
         ImportError: pyarrow is not installed.
         FileNotFoundError: no such folder or file.
         ValueError: a set that is half written; a file that is not Parquet; a missing column or one of the wrong type;
-            nulls; an item listed twice; whatever `Dataset` refuses.
+            nulls; an item listed twice; own ids that are not all different; whatever `Dataset` refuses.
     """
     folder = Path(path)
-    files_of.check(folder)
+    known = files_of.check(folder)
     sequences, titles = _read(folder / SEQUENCES), _read(folder / TITLES)
     where = folder / TITLES
-    ids = _integers(_column(titles, "item", where), "item", where)
-    texts = _strings(_column(titles, "title", where), where)
-    names = dict(zip(ids.tolist(), texts, strict=True))
-    if len(names) < len(ids):
-        raise ValueError(f"{where}: {len(ids) - len(names)} items are listed more than once")
+    numbers = _items(titles, where)
+    names = dict(zip(numbers, _strings(_column(titles, "title", where), where), strict=True))
 
     where = folder / SEQUENCES
     items, offsets = _lists(_column(sequences, "items", where), where)
     splits = {name: _positions(sequences, name, where) for name in SPLITS}
+    item_ids = _own(folder / ITEMS, "source") if ITEMS in known else Ids(names, first=_first(folder))
+    user_ids = _own(folder / USERS, "user") if USERS in known else Ids(range(len(offsets) - 1))
     try:
-        return Dataset(items, offsets, names, splits)
+        return Dataset(items, offsets, names, splits, item_ids, user_ids)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
 
@@ -85,7 +94,47 @@ def to_tables(dataset: Dataset) -> dict[str, Table]:
         "item": pa.array(list(dataset.titles), pa.int32()),
         "title": pa.array(list(dataset.titles.values()), pa.string()),
     }
-    return {SEQUENCES: pa.table(columns), TITLES: pa.table(titles)}
+    tables = {SEQUENCES: pa.table(columns), TITLES: pa.table(titles)}
+    if not dataset.user_ids.same:
+        tables[USERS] = pa.table({"user": _column_of(dataset.user_ids)})
+    if not dataset.item_ids.same:
+        tables[ITEMS] = pa.table({"item": titles["item"], "source": _column_of(dataset.item_ids)})
+    return tables
+
+
+def _column_of(ids: Ids) -> Any:
+    pa, _ = arrow()
+    own = list(ids)
+    unsigned = any(isinstance(key, int) and key >= 2**63 for key in own)
+    return pa.array(own, pa.uint64() if unsigned else None)
+
+
+def _first(folder: Path) -> int:
+    """What the items' own ids are more than their numbers."""
+    card = files_of.read_card(folder) or {"format": FORMAT}
+    movielens = str(card.get("source")).startswith(("ml-", "movielens"))
+    return 1 if movielens and "format" not in card else 0
+
+
+def _items(table: Table, file: Path) -> list[int]:
+    """The numbers of the items, which are listed once."""
+    numbers = _integers(_column(table, "item", file), "item", file).tolist()
+    if repeated := len(numbers) - len(set(numbers)):
+        raise ValueError(f"{file}: {repeated} items are listed more than once")
+    return numbers
+
+
+def _own(file: Path, name: str) -> Ids:
+    pa, _ = arrow()
+    table = _read(file)
+    column = _plain(_column(table, name, file), name, file)
+    if not (pa.types.is_integer(column.type) or is_text(column.type)):
+        raise ValueError(f"{file}: column {name!r} is {column.type}, expected integers or text")
+    own: list[Key] = column.to_pylist()
+    try:
+        return Ids(_items(table, file) if name == "source" else range(len(own)), own)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def _read(file: Path) -> Table:

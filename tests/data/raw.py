@@ -11,7 +11,7 @@ from patchrec_fast.data.interactions import Chunk, Items
 # user, movie, rating, time
 RATINGS = [(7, 2, 4, 30), (3, 1, 5, 10), (7, 1, 3, 20), (3, 2, 4, 10), (7, 9, 5, 5)]
 MOVIES = {1: "Toy Story (1995)", 2: "Misérables, Les (1995)", 9: "Fish, A (Un poisson) (1988)", 4: "Seen by nobody"}
-TITLES = {0: "Toy Story", 1: "Misérables, Les", 8: "A Fish", 3: "Seen by nobody"}
+TITLES = {1: "Toy Story", 2: "Misérables, Les", 9: "A Fish", 4: "Seen by nobody"}
 LAYOUTS = ("100k", "dat", "csv")
 
 

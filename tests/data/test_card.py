@@ -35,7 +35,7 @@ def test_written(tmp_path, source):
     assert sorted(tree(tmp_path / "new")) == [
         f"out/{name}" for name in ("card.json", "sequences.parquet", "titles.parquet", "users.parquet")
     ]
-    assert load(out).items.tolist() == [8, 0, 1, 0, 1]
+    assert load(out).items.tolist() == [9, 1, 2, 1, 2]
     assert pq.read_table(out / "users.parquet").to_pydict() == {"user": [7, 3]}
     shown = json.loads((out / "card.json").read_text(encoding="utf-8"))
     assert shown == json.loads(json.dumps(written))

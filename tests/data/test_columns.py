@@ -52,7 +52,7 @@ class TestKinds:
         progress = []
         file = write(tmp_path, kind)
         got = prepare(Columns(file), Rules(), progress.append)
-        assert got.users == ["ann", "bob"]
+        assert list(got.dataset.user_ids) == ["ann", "bob"]
         assert got.dataset.items.tolist() == [9, 3, 7, 5, 7]
         assert got.dataset.titles == {3: "Three, or so", 5: "Five", 7: "Seven", 9: 'A "nine" in two lines'}
         assert abs(sum(progress) - file.stat().st_size) <= 5
@@ -63,16 +63,16 @@ class TestKinds:
 
     def test_other_names(self, tmp_path, kind):
         file = write(tmp_path, kind, user=None, who=ROWS["user"], time=None, when=ROWS["time"])
-        assert read(file, user="who", time="when").users == ["ann", "bob"]
+        assert list(read(file, user="who", time="when").dataset.user_ids) == ["ann", "bob"]
 
     def test_items_that_are_no_numbers(self, tmp_path, kind):
         got = read(write(tmp_path, kind, item=["x", "x", "07", "5", "y"]))
         assert got.dataset.items.tolist() == [3, 1, 0, 2, 0]
-        assert got.item_names == {0: "x", 1: "07", 2: "5", 3: "y"}
+        assert list(got.dataset.item_ids) == ["x", "07", "5", "y"]
 
     def test_leading_zeros_are_not_lost(self, tmp_path, kind):
         got = read(write(tmp_path, kind, item=["7", "7", "07", "5", "9"]))
-        assert got.item_names == {0: "7", 1: "07", 2: "5", 3: "9"}
+        assert list(got.dataset.item_ids) == ["7", "07", "5", "9"]
 
     @pytest.mark.parametrize("item", [-1, 2**31])
     def test_items_that_do_not_fit(self, tmp_path, kind, item):
@@ -180,7 +180,7 @@ def test_many_batches(tmp_path, kind, monkeypatch):
     many = read(file)
     assert many.dataset.items.tolist() == whole.dataset.items.tolist()
     assert many.dataset.titles == whole.dataset.titles == {item: f"title {item}" for item in set(items.tolist())}
-    assert many.users == whole.users
+    assert list(many.dataset.user_ids) == list(whole.dataset.user_ids)
 
 
 @pytest.mark.parametrize("line", ["ann,7,Seven", "ann,7,Seven,9,9,9", "ann,7,Seven,later,1"])
@@ -249,7 +249,7 @@ def test_ids_of_any_type_that_holds_them(tmp_path, items):
         got = read(write(tmp_path, ".parquet", item=items, title=titles))
         assert got.dataset.items.tolist() == [9, 3, 7, 5, 7]
         assert got.dataset.titles == {3: "Three", 5: "Five", 7: "Seven", 9: "Nine"}
-        assert got.item_names == {}
+        assert got.dataset.item_ids.same
 
 
 @pytest.mark.parametrize(
@@ -276,11 +276,11 @@ def test_ids_that_are_none(tmp_path, items, said):
 def test_ids_of_64_bits_keep_their_names(tmp_path, ids):
     kind = pa.uint64() if max(ids) >= 2**63 else pa.int64()
     got = read(write(tmp_path, ".parquet", item=pa.array(ids, kind), user=pa.array(ids, kind), title=["t"] * 5))
-    assert got.item_names == dict(enumerate(ids))
-    assert sorted(got.users) == sorted(ids)
+    assert list(got.dataset.item_ids) == ids
+    assert sorted(got.dataset.user_ids) == sorted(ids)
     card.write(got, tmp_path / "out", name="x", files=[], version="1")
     names = [pq.read_table(tmp_path / "out" / name)[column].to_pylist() for name, column in NAMED]
-    assert [list(map(int, column)) for column in names] == [got.users, ids]
+    assert [list(map(int, column)) for column in names] == [list(got.dataset.user_ids), ids]
 
 
 NAMED = (("users.parquet", "user"), ("items.parquet", "source"))

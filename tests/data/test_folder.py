@@ -5,12 +5,13 @@ import itertools
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from patchrec_fast.cli.main import main
-from patchrec_fast.data import Rules, card, generate, load, prepare, save
+from patchrec_fast.data import Ids, Rules, card, generate, load, prepare, save
 from tests.data.raw import LAYOUTS, Rows, movielens
 from tests.kill import killed
 
@@ -51,7 +52,12 @@ def content(folder):
 
 
 def same(a, b):
-    return a.items.tolist() == b.items.tolist() and a.titles == b.titles and a.offsets.tolist() == b.offsets.tolist()
+    arrays = a.items.tolist() == b.items.tolist() and a.offsets.tolist() == b.offsets.tolist()
+    return arrays and a.titles == b.titles and all(list(a) == list(b) for a, b in zip(own(a), own(b), strict=True))
+
+
+def own(dataset):
+    return dataset.item_ids, dataset.user_ids
 
 
 @pytest.mark.parametrize("old", [True, False])
@@ -76,7 +82,7 @@ def test_every_mixture_of_two_sets_is_refused(tmp_path, old):
             prepared(mixed, 3)
             assert content(mixed) == third
             save(load(one), mixed)
-            assert sorted(content(mixed)) == ["sequences.parquet", "titles.parquet"]
+            assert sorted(content(mixed)) == list(NAMES[1:])
             assert same(load(mixed), load(one))
 
 
@@ -98,9 +104,97 @@ def test_the_two_files_alone_are_enough(tmp_path):
     for name in ("card.json", "items.parquet", "users.parquet"):
         (folder / name).unlink()
         load(folder)
+    assert all(ids.same for ids in own(load(folder)))
     (folder / "sequences.parquet").unlink()
     with pytest.raises(ValueError, match="half written"):
         load(folder)
+
+
+@pytest.mark.parametrize("name", ["items.parquet", "users.parquet"])
+@pytest.mark.parametrize("old", [True, False])
+def test_own_ids_are_not_lost_without_a_word(tmp_path, name, old):
+    folder = prepared(tmp_path / "set", 1)
+    if old:
+        unmarked(folder)
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} of the set is not there"):
+        load(folder)
+
+
+def test_own_ids_by_hand(tmp_path):
+    """Beside files without a mark they are the set's; with other columns they are something else."""
+    save(generate(users=3, items=12), tmp_path)
+    unmarked(tmp_path)
+    pq.write_table(pa.table({"user": ["a", "b", "c"]}), tmp_path / "users.parquet")
+    pq.write_table(pa.table({"item": range(12), "source": range(100, 112)}), tmp_path / "items.parquet")
+    dataset = load(tmp_path)
+    assert list(dataset.user_ids) == ["a", "b", "c"]
+    assert dataset.item_ids.of_all([11, 0]) == [111, 100]
+    pq.write_table(pa.table({"user": ["a"], "age": [30]}), tmp_path / "users.parquet")
+    assert load(tmp_path).user_ids.same
+
+
+OWN = {"items.parquet": ("item", "source"), "users.parquet": ("user",)}
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "said"),
+    [
+        ("items.parquet", {"source": ["x"] * 12}, "items.parquet: ids: 'x' is given 12 times"),
+        ("items.parquet", {"item": [1] * 12}, "items.parquet: 11 items are listed more than once"),
+        ("items.parquet", {"item": range(1, 13)}, "item_ids: an item with a title has none"),
+        ("items.parquet", {"source": [0.5 + n for n in range(12)]}, "column 'source' is double, expected integers or"),
+        ("items.parquet", {"source": [None, *range(11)]}, "column 'source' has 1 nulls"),
+        ("users.parquet", {"user": ["a", "b"]}, "user_ids: expected one for each of 3 users, got 2"),
+        ("users.parquet", {"user": ["a", "b", "a"]}, "users.parquet: ids: 'a' is given 2 times"),
+    ],
+)
+def test_own_ids_that_are_none(tmp_path, name, columns, said):
+    save(generate(users=3, items=12), tmp_path)
+    unmarked(tmp_path)
+    good = {"item": range(12), "source": range(12), "user": range(3)}
+    pq.write_table(pa.table({column: columns.get(column, good[column]) for column in OWN[name]}), tmp_path / name)
+    with pytest.raises(ValueError, match=said):
+        load(tmp_path)
+
+
+KEYS = [
+    ["a", "007", "é"],
+    [7, -3, 2**40],
+    [2**64 - 1, 0, 1],
+    ["1", 2, "x"],  # together they are text
+    [2**64, -1, 5],
+]
+
+
+@pytest.mark.parametrize("keys", KEYS, ids=repr)
+def test_own_ids_round_trip(tmp_path, keys):
+    made = generate(users=3, items=12)
+    items = Ids(made.titles, [*keys, *range(1000, 1009)])
+    dataset = replace(made, item_ids=items, user_ids=Ids(range(3), keys))
+    save(dataset, tmp_path)
+    assert same(load(tmp_path), dataset)
+    save(load(tmp_path), tmp_path)
+    assert same(load(tmp_path), dataset)
+    save(made, tmp_path)
+    assert same(load(tmp_path), made)
+    assert sorted(content(tmp_path)) == ["sequences.parquet", "titles.parquet"]
+
+
+@pytest.mark.parametrize(("source", "first"), [("ml-1m", 1), ("movielens", 1), ("table", 0), ("goodreads", 0)])
+def test_movielens_of_an_older_version_answers_in_movie_ids(tmp_path, source, first):
+    rows = Rows([0, 0, 1], [0, 4, 0], [1, 2, 3])
+    card.write(prepare(rows, Rules()), tmp_path / "new", name=source, files=[], version="1")
+    assert load(tmp_path / "new").item_ids.same  # a card of this version has item ids as they are
+    as_it_was = json.loads((tmp_path / "new" / "card.json").read_text())
+    del as_it_was["format"]
+    (tmp_path / "new" / "card.json").write_text(json.dumps(as_it_was))
+    dataset = load(tmp_path / "new")
+    assert list(dataset.item_ids) == [first, 4 + first]
+    assert dataset.item_ids.find(str(4 + first)) == 4
+    assert dataset.items.tolist() == [0, 4, 0]
+    save(dataset, tmp_path / "saved")  # without the card
+    assert same(load(tmp_path / "saved"), dataset)
 
 
 FOREIGN = {

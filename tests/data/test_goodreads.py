@@ -38,10 +38,10 @@ def test_read(tmp_path, packed, size, monkeypatch):
     if size:
         monkeypatch.setattr(blocks.blocks, "__defaults__", (size,))
     got = prepare(Goodreads(write(tmp_path, LINES, packed=packed)), Rules(above_rating=4))
-    assert got.users == ["b"]
+    assert list(got.dataset.user_ids) == ["b"]
     assert got.dataset.items.tolist() == [11, 12]  # a second earlier, in another zone
     assert got.dataset.titles == {11: "A Title (Series, #1)", 12: "B"}
-    assert got.item_names == {}
+    assert got.dataset.item_ids.same
 
 
 def test_an_empty_title_is_none(tmp_path):
@@ -56,7 +56,7 @@ def test_ids_that_are_no_numbers_are_numbered(tmp_path):
     got = prepare(Goodreads(write(tmp_path, lines, [book("11"), book("0x1", "X")])), Rules())
     assert got.dataset.items.tolist() == [0, 1]
     assert got.dataset.titles == {0: "X", 1: "A Title (Series, #1)"}
-    assert got.item_names == {0: "0x1", 1: "11"}
+    assert list(got.dataset.item_ids) == ["0x1", "11"]
 
 
 def test_the_other_date(tmp_path):
@@ -172,7 +172,7 @@ def test_what_arrow_refuses_is_read_line_by_line(tmp_path):
     ]
     books = [book("11", "A\ud83d B\x1b[2J\n"), book("12", "C \U0001f600"), book("13", "\udc00")]
     got = prepare(Goodreads(write(tmp_path, lines, books)), Rules())
-    assert got.users == ["a", "b", "c"]
+    assert list(got.dataset.user_ids) == ["a", "b", "c"]
     assert got.dataset.items.tolist() == [11, 12, 11, 12]
     assert got.dataset.titles == {11: "A B[2J", 12: "C \U0001f600"}
     assert got.cleaned == 1

@@ -16,7 +16,7 @@ NAMES = {"100k": ("u.data", "u.item"), "dat": ("ratings.dat", "movies.dat"), "cs
 
 def sequences(prepared):
     parts = np.split(prepared.dataset.items, prepared.dataset.offsets[1:-1])
-    return dict(zip(prepared.users, (part.tolist() for part in parts), strict=True))
+    return dict(zip(prepared.dataset.user_ids, (part.tolist() for part in parts), strict=True))
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -24,9 +24,9 @@ def sequences(prepared):
 class TestLayouts:
     def test_all_of_it(self, tmp_path, layout, end):
         got = prepare(MovieLens(movielens(tmp_path, layout, end=end)), ALL)
-        assert sequences(got) == {7: [8, 0, 1], 3: [0, 1]}
+        assert sequences(got) == {7: [9, 1, 2], 3: [1, 2]}
         assert got.dataset.titles == TITLES
-        assert got.item_names == {}
+        assert got.dataset.item_ids.same
 
     def test_blocks_smaller_than_the_file(self, tmp_path, layout, end, monkeypatch):
         rng = np.random.default_rng(0)
@@ -136,13 +136,13 @@ def test_no_files(tmp_path):
 
 def test_latin1_bytes_that_some_take_for_ends_of_lines(tmp_path):
     folder = movielens(tmp_path, "dat", movies={1: "A\x85B\x1c (1990)", 2: "Misérables", 9: "C"})
-    assert prepare(MovieLens(folder), ALL).dataset.titles == {0: "A B", 1: "Misérables", 8: "C"}
+    assert prepare(MovieLens(folder), ALL).dataset.titles == {1: "A B", 2: "Misérables", 9: "C"}
 
 
 def test_ten_million_is_utf8_in_the_layout_of_one(tmp_path):
     folder = movielens(tmp_path, "dat", [(1, 2, 4.5, 9), (1, 9, 0.5, 8)], encoding="utf-8")
     got = prepare(MovieLens(folder), Rules(above_rating=4))
-    assert got.dataset.titles == {1: "Misérables, Les"}
+    assert got.dataset.titles == {2: "Misérables, Les"}
 
 
 def test_latin1_is_refused_where_utf8_is_the_rule(tmp_path):
@@ -174,13 +174,14 @@ def test_a_quote_that_is_not_closed(tmp_path):
 
 
 def same_as_the_paper(got, paper):
-    assert got.users == list(dict.fromkeys(got.users))
-    assert got.dataset.titles == paper.titles
+    """The paper's numbers are movie ids minus 1."""
+    assert list(got.dataset.user_ids) == list(dict.fromkeys(got.dataset.user_ids))
+    assert got.dataset.titles == {number + 1: title for number, title in paper.titles.items()}
     assert got.dataset.offsets.tolist() == paper.offsets.tolist()
     for name, ends in paper.splits.items():
         assert got.dataset.splits[name].tolist() == ends.tolist()
     for begin, end in zip(paper.offsets, paper.offsets[1:], strict=False):
-        assert set(got.dataset.items[begin:end].tolist()) == set(paper.items[begin:end].tolist())
+        assert set(got.dataset.items[begin:end].tolist()) == set((paper.items[begin:end] + 1).tolist())
 
 
 class TestReal:
@@ -197,12 +198,12 @@ class TestReal:
         # the paper's order differs inside equal times only: both are sorted by the time in the raw file
         rows = (data_dir / "raw" / "ml-1m" / "ratings.dat").read_bytes().replace(b"::", b" ").split()
         users, movies, _, times = np.array(rows, np.int64).reshape(-1, 4).T
-        keys = users * 4000 + movies - 1
+        keys = users * 4000 + movies
         order = np.argsort(keys)
-        owner = np.repeat(np.array(got.users), np.diff(got.dataset.offsets))
+        owner = np.repeat(np.array(list(got.dataset.user_ids)), np.diff(got.dataset.offsets))
         of = {
             name: times[order[np.searchsorted(keys[order], owner * 4000 + items)]]
-            for name, items in (("ours", got.dataset.items), ("paper", paper.items))
+            for name, items in (("ours", got.dataset.items), ("paper", paper.items + 1))
         }
         assert of["ours"].tolist() == of["paper"].tolist()
         inside = owner[1:] == owner[:-1]
@@ -220,4 +221,4 @@ class TestReal:
         assert got.counts["read"] == 1_000_209
         want = prepare(MovieLens(raw), RULES["movielens"])
         assert got.dataset.items.tolist() == want.dataset.items.tolist()
-        assert got.users == want.users
+        assert list(got.dataset.user_ids) == list(want.dataset.user_ids)

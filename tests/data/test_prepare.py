@@ -48,7 +48,7 @@ def test_against_brute_force(rules):
         titles |= dict.fromkeys(range(len(named), 10), "")
         got = prepare(Rows(users, items, times, ratings, titles), rules)
         want = brute(list(zip(*(c.tolist() for c in (users, items, times, ratings)), strict=True)), rules, set(named))
-        assert got.users == [f"user {user}" for user in want]
+        assert list(got.dataset.user_ids) == [f"user {user}" for user in want]
         sequences = np.split(got.dataset.items, got.dataset.offsets[1:-1])
         assert [sequence.tolist() for sequence in sequences] == list(want.values())
         assert set(got.dataset.titles) == set(got.dataset.items.tolist())
@@ -61,7 +61,7 @@ def test_chunks_do_not_matter():
     rules = Rules(above_rating=1, min_user=4, counted="all")
     one, many = (prepare(Rows(*columns, chunk=chunk), rules) for chunk in (1000, 1))
     assert one.dataset.items.tolist() == many.dataset.items.tolist()
-    assert one.users == many.users
+    assert list(one.dataset.user_ids) == list(many.dataset.user_ids)
     assert one.counts == many.counts
 
 
