@@ -122,7 +122,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
         if filled and (largest := int(weights.max()) + once) > most:
             raise ValueError(self._too_large(by_rows, most, int(weights.argmax()), largest))
         parts = accumulation * world_size
-        dealt, counts = [], []  # by step
+        dealt: list[NDArray[np.int64]] = []  # by step, as the next
+        counts: list[NDArray[np.int64]] = []
         epoch = 0
         while epoch < epochs or len(dealt) < (steps or 0):
             if epoch == epochs and steps is not None and steps > (at_most := len(dealt) * _EPOCHS // epochs):
