@@ -3,6 +3,7 @@
 
 import ast
 import importlib
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -121,6 +122,29 @@ def test_the_kernels_folder_does_not_shadow_hugging_faces(hugging_face_kernels):
     assert not (ROOT / "kernels" / "__init__.py").exists()
     code = "import kernels; from transformers import LlamaForCausalLM as L; print(kernels.__version__, L.__name__)"
     assert run(code, path=[hugging_face_kernels]) == ["0.18.2", "LlamaForCausalLM"]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_source_folder_that_hides_the_installed_package_says_so_once(installed, tmp_path):
+    """As in a checkout after `pip install .`: Python finds the folder first, and its kernels were never built."""
+    shutil.copytree(ROOT / "patchrec_fast", tmp_path / "clone" / "patchrec_fast", ignore=shutil.ignore_patterns("*.so"))
+    (tmp_path / "site" / "patchrec_fast").mkdir(parents=True)
+    if installed:
+        (tmp_path / "site" / "patchrec_fast" / "_native.so").touch()
+    code = f"""
+        clone, site = {str(tmp_path / "clone")!r}, {str(tmp_path / "site")!r}
+        sys.path = [clone, *(entry for entry in sys.path if entry not in ("", {str(ROOT)!r})), site]
+        import warnings, torch, patchrec_fast as pf
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                pf.compress(torch.tensor([0, 1]), torch.tensor([0, 2]), torch.ones(2, 4))
+        print(len(said), *(str(one.message).replace(" ", "_") for one in said))
+        """
+    count, *messages = run(code, cwd=tmp_path)
+    assert count == str(int(installed))
+    if installed:
+        assert f"hides_the_installed_package_in_{tmp_path / 'site' / 'patchrec_fast'}:" in messages[0]
 
 
 def test_llama_runs_from_the_repository_root():

@@ -22,7 +22,7 @@ EXAMPLE = """  patchrec-fast demo
   patchrec-fast demo --data path/to/data/ml-1m --steps 400 --out report"""
 _DOWNLOADED = "ml-1m"
 _BATCH = 64  # of the tiny recipe
-_LONG, _LENGTHS = 200, (50, 100, 200, 400)  # items; every dataset has such users
+_LONG = 400  # items of a history that is profiled
 _PROGRAM = "patchrec-fast"
 
 
@@ -92,6 +92,7 @@ def stages(data: str, longest: int, out: Path, steps: int, samples: int) -> Iter
         steps: optimizer steps of each training stage.
         samples: how many are evaluated.
     """
+    from ..evaluation.profile import lengths_for
     from ..train.folder import RUN
 
     runs = {name: str(out / name) for name in ("text", "pretrain", "pft-s")}
@@ -105,10 +106,11 @@ def stages(data: str, longest: int, out: Path, steps: int, samples: int) -> Iter
     for name, test in tests.items():
         flags = ["--model", runs[name], "--data", data, "--limit", str(samples), "--baselines", "--out", test]
         yield f"Evaluate: {name}", [_PROGRAM, "evaluate", *flags]
-    lengths = [str(length) for length in _LENGTHS if length <= longest] or [str(longest)]
-    flags = ["--model", runs["pft-s"], "--data", data, "--more-than", str(min(_LONG, longest - 1)), "--users", "2"]
+    lengths = [str(length) for length in lengths_for(longest) if length <= _LONG]
+    flags = ["--model", runs["pft-s"], "--data", data, "--users", "2"]
     yield "What long users cost", [_PROGRAM, "profile", *flags, "--lengths", *lengths, "--out", profile]
     seen = ["--run", *runs.values(), "--evaluation", *tests.values(), "--profile", profile, "--data", data]
+    seen += ["--model", runs["pft-s"]]
     root = checkout()
     if root is not None:
         parent = str(Path(data).resolve().parent) if Path(data).name == _DOWNLOADED else ""  # empty: the generated one
