@@ -106,7 +106,8 @@ def commands():
 
 
 @pytest.mark.parametrize("words", list(commands()))
-def test_commands_exist_and_parse(words):
+def test_commands_exist_and_parse(words, monkeypatch):
+    monkeypatch.setattr("patchrec_fast.cli.folders.check_folder", lambda *_, **__: None)  # a reader's, not ours
     program, *rest = words
     if program == "make":
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -161,6 +162,24 @@ def test_the_readmes_commands_run(monkeypatch, tmp_path):
         _, command, *flags = shlex.split(line)
         assert main([command, *flags, *fewer.get(command, [])]) == 0
     assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_pre_training_then_fine_tuning_runs(monkeypatch, tmp_path):
+    """As the page has it: the second command takes what the first one leaves, and the third goes on."""
+    for name in ("pyarrow", "accelerate"):
+        pytest.importorskip(name)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.chdir(tmp_path)
+    data.save(data.generate(users=8, items=60), "data/ml-1m")
+    [block] = [block for block in blocks("docs/training.md", "bash") if "--stage pretrain" in block]
+    lines = [shlex.split(line) for line in block.splitlines() if line.startswith("patchrec-fast train")]
+    assert [line[-1] for line in lines] == ["runs/pretrain", "runs/pft-s", "--resume"]
+    small = ["--steps=2", "--limit-val=4", "--batch=2"]
+    for _, command, *flags in lines:
+        tiny = ["--model=tiny", "--tokenizer=sample", "--hidden=16", "--layers=1", "--heads=2"]
+        made = flags[1].startswith("path/to/")
+        assert main([command, *(tiny + flags[2:] if made else flags), *small]) == 0
+    assert Path("runs/pft-s/patchrec.json").is_file()
 
 
 def test_every_page_is_in_the_contents():

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What importing costs, in fresh processes."""
 
+import ast
+import importlib
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -21,7 +24,43 @@ def run(code, cwd=ROOT, path=()):
     return done.stdout.split()
 
 
-def test_importing_the_package_imports_torch_and_nothing_heavier():
+def test_importing_the_package_imports_nothing_heavy():
+    heavy = ("torch", "numpy", "triton", "transformers", "pyarrow", "tqdm")
+    loaded = run(
+        f"import patchrec_fast as pf; print(pf.__version__, *(name for name in {heavy!r} if name in sys.modules))"
+    )
+    assert len(loaded) == 1
+
+
+@pytest.mark.parametrize("package", ["patchrec_fast", "patchrec_fast.models", "patchrec_fast.train"])
+def test_what_a_checker_sees_is_what_there_is(package):
+    """The names under TYPE_CHECKING and those that are imported when they are asked for are written twice."""
+    module = importlib.import_module(package)
+    block = next(node for node in ast.parse(Path(module.__file__).read_text()).body if isinstance(node, ast.If))
+    seen = {name.asname for node in block.body for name in node.names}
+    assert seen == {*module._PLACES, *getattr(module, "_PARTS", ())}
+    for name in seen:
+        assert getattr(module, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'typo'"):
+        module.typo  # noqa: B018
+
+
+def test_a_name_that_is_asked_for_late():
+    """Each in a fresh process: first from inside a graph, out of a pickle, by a star."""
+    compiled = """
+        import patchrec_fast as pf, torch
+        pool = lambda weight: pf.compress(torch.tensor([0, 1]), torch.tensor([0, 2]), weight)
+        print(torch.compile(pool, fullgraph=True, backend="eager")(torch.ones(3, 4)).sum().item())
+        print(pf.compress is pf.ops.compress.compress, {"Packer", "hf"} <= set(dir(pf)))
+        """
+    assert run(compiled) == ["4.0", "True", "True"]
+    pickled = run("import patchrec_fast as pf, pickle; print(pickle.dumps(pf.SessionPatches(3)).hex())")[0]
+    assert "group=3" in run(f"import pickle; print(pickle.loads(bytes.fromhex({pickled!r})))")[0]
+    star = run("from patchrec_fast import *; print(evaluate.__module__, attach.__name__)")
+    assert star == ["patchrec_fast.evaluation.run", "attach"]
+
+
+def test_importing_the_names_imports_torch_and_nothing_heavier():
     heavy = ("triton", "transformers", "tokenizers", "pyarrow", "matplotlib", "pandas", "tqdm", "jinja2")
     loaded = run(
         f"""
@@ -31,6 +70,7 @@ def test_importing_the_package_imports_torch_and_nothing_heavier():
             sys.modules.pop(name, None)  # what torch itself imports
         import patchrec_fast
         from patchrec_fast import data, evaluation, info
+        from patchrec_fast import *
         print(*(name for name in {heavy!r} if name in sys.modules))
         """
     )
@@ -82,6 +122,29 @@ def test_the_kernels_folder_does_not_shadow_hugging_faces(hugging_face_kernels):
     assert not (ROOT / "kernels" / "__init__.py").exists()
     code = "import kernels; from transformers import LlamaForCausalLM as L; print(kernels.__version__, L.__name__)"
     assert run(code, path=[hugging_face_kernels]) == ["0.18.2", "LlamaForCausalLM"]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_source_folder_that_hides_the_installed_package_says_so_once(installed, tmp_path):
+    """As in a checkout after `pip install .`: Python finds the folder first, and its kernels were never built."""
+    shutil.copytree(ROOT / "patchrec_fast", tmp_path / "clone" / "patchrec_fast", ignore=shutil.ignore_patterns("*.so"))
+    (tmp_path / "site" / "patchrec_fast").mkdir(parents=True)
+    if installed:
+        (tmp_path / "site" / "patchrec_fast" / "_native.so").touch()
+    code = f"""
+        clone, site = {str(tmp_path / "clone")!r}, {str(tmp_path / "site")!r}
+        sys.path = [clone, *(entry for entry in sys.path if entry not in ("", {str(ROOT)!r})), site]
+        import warnings, torch, patchrec_fast as pf
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                pf.compress(torch.tensor([0, 1]), torch.tensor([0, 2]), torch.ones(2, 4))
+        print(len(said), *(str(one.message).replace(" ", "_") for one in said))
+        """
+    count, *messages = run(code, cwd=tmp_path)
+    assert count == str(int(installed))
+    if installed:
+        assert f"hides_the_installed_package_in_{tmp_path / 'site' / 'patchrec_fast'}:" in messages[0]
 
 
 def test_llama_runs_from_the_repository_root():

@@ -27,7 +27,6 @@ from ..data.splits import SPLITS, Split
 from ..data.stats import statistics
 from ..data.tables import OLDER
 from ..data.titles import ARTICLES, PARENTHESES
-from ..models import open_tokenizer
 from .tallies import sentences
 
 EXAMPLE = """  patchrec-fast data download ml-1m --out raw
@@ -48,8 +47,13 @@ on from where it broke off. The data are for research: no redistribution, no com
 SOURCES = (*NAMES, "ml-10m", "movielens", "goodreads", "table")
 
 
+_ACTIONS = "The options of each: patchrec-fast data ACTION --help"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", title="actions")
+    actions = parser.add_subparsers(
+        dest="action", required=True, metavar="ACTION", title="actions", description=_ACTIONS
+    )
     _prepare_arguments(_action(actions, "prepare", _prepare, "raw ratings to the prepared format", _PREPARE_EXAMPLE))
     adding = _action(actions, "download", _download, "fetch MovieLens", "  patchrec-fast data download ml-1m --out raw")
     adding.description = _DOWNLOAD
@@ -199,6 +203,8 @@ def _download(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _stats(options: argparse.Namespace) -> dict[str, Any]:
+    from ..models import open_tokenizer
+
     dataset = load(options.folder)
     if dataset.item_ids.first:
         _note(OLDER)

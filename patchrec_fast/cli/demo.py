@@ -11,14 +11,10 @@ import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
+from .._options import SAMPLE
 from .._text import printable
-from ..data.download import download
-from ..models import SAMPLE
-from ..train.folder import RUN
-from ..train.start import open_data
 from .bench import benchmarks, checkout
+from .folders import folder
 from .main import INTERRUPTED, main
 from .numbers import whole
 
@@ -26,7 +22,7 @@ EXAMPLE = """  patchrec-fast demo
   patchrec-fast demo --data path/to/data/ml-1m --steps 400 --out report"""
 _DOWNLOADED = "ml-1m"
 _BATCH = 64  # of the tiny recipe
-_LONG, _LENGTHS = 200, (50, 100, 200, 400)  # items; every dataset has such users
+_LONG = 400  # items of a history that is profiled
 _PROGRAM = "patchrec-fast"
 
 
@@ -34,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--data",
+        type=folder(SAMPLE),
         metavar="DIR",
         help=f'a prepared dataset, or "{SAMPLE}" (default: ml-1m or ml-100k in $PATCHREC_FAST_DATA, else {_DOWNLOADED} '
         "is downloaded, else the generated one)",
@@ -56,6 +53,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from ..train.start import open_data
+
     out = Path(options.out)
     begun = time.perf_counter()
     data = options.data or _found() or _downloaded(out) or SAMPLE
@@ -91,6 +92,9 @@ def stages(data: str, longest: int, out: Path, steps: int, samples: int) -> Iter
         steps: optimizer steps of each training stage.
         samples: how many are evaluated.
     """
+    from ..evaluation.profile import lengths_for
+    from ..train.folder import RUN
+
     runs = {name: str(out / name) for name in ("text", "pretrain", "pft-s")}
     tests = {name: str(out / f"{name}-test") for name in ("text", "pft-s")}
     profile = str(out / "profile")
@@ -102,10 +106,11 @@ def stages(data: str, longest: int, out: Path, steps: int, samples: int) -> Iter
     for name, test in tests.items():
         flags = ["--model", runs[name], "--data", data, "--limit", str(samples), "--baselines", "--out", test]
         yield f"Evaluate: {name}", [_PROGRAM, "evaluate", *flags]
-    lengths = [str(length) for length in _LENGTHS if length <= longest] or [str(longest)]
-    flags = ["--model", runs["pft-s"], "--data", data, "--more-than", str(min(_LONG, longest - 1)), "--users", "2"]
+    lengths = [str(length) for length in lengths_for(longest) if length <= _LONG]
+    flags = ["--model", runs["pft-s"], "--data", data, "--users", "2"]
     yield "What long users cost", [_PROGRAM, "profile", *flags, "--lengths", *lengths, "--out", profile]
     seen = ["--run", *runs.values(), "--evaluation", *tests.values(), "--profile", profile, "--data", data]
+    seen += ["--model", runs["pft-s"]]
     root = checkout()
     if root is not None:
         parent = str(Path(data).resolve().parent) if Path(data).name == _DOWNLOADED else ""  # empty: the generated one
@@ -135,6 +140,8 @@ def _found() -> str | None:
 
 def _downloaded(out: Path) -> str | None:
     """MovieLens-1M, prepared; None where it cannot be had."""
+    from ..data.download import download
+
     prepared = out / "data" / _DOWNLOADED
     if (prepared / "card.json").is_file():
         return str(prepared)

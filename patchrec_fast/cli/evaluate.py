@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """`patchrec-fast evaluate`."""
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from .. import _files
 from .._lock import only_one
 from .._text import printable
-from ..data import Dataset, Samples
-from ..evaluation import Chance, Popularity, Report, evaluate
-from ..evaluation.report import comparison_table, table
-from ..evaluation.run import REPORT, TABLE
-from ..evaluation.samples import checked, users_of
-from ..layout import Catalogue
-from ..train.start import some
 from . import search
 from .models import add_model_arguments, open_recommender, plain, tell
 from .numbers import whole
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..data import Dataset, Samples
+    from ..evaluation import Report
+    from ..layout import Catalogue
 
 EXAMPLE = """  patchrec-fast evaluate --model runs/pft-s --data path/to/ml-1m --out runs/pft-s/test --baselines
   patchrec-fast evaluate --model runs/text --data path/to/ml-1m --compare runs/pft-s/test/report.json"""
@@ -53,6 +53,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from ..data import Samples
+    from ..evaluation import Report, evaluate
+    from ..evaluation.report import comparison_table, table
+    from ..evaluation.run import REPORT, TABLE
+    from ..evaluation.samples import checked, users_of
+    from ..train.start import some
+
     asked = search.asked(options, max(options.k), method="beam")
     others = [_named(Report.load(options.compare))] if options.compare else []
     rec, dataset = open_recommender(options)
@@ -101,6 +110,8 @@ def _baselines(
     dataset: Dataset, catalogue: Catalogue, samples: Samples, ks: list[int], users: NDArray[np.integer]
 ) -> list[Report]:
     """A report of each, with titles of the history and without; what they cost is not worth a column."""
+    from ..evaluation import Chance, Popularity, evaluate
+
     rankers = {"popularity": Popularity(dataset, catalogue), "random": Chance(catalogue)}
     reports = [
         evaluate(
@@ -123,6 +134,8 @@ def _baselines(
 
 def _plain(value: Any) -> Any:
     """JSON values."""
+    from ..evaluation import Report
+
     if isinstance(value, Report):
         return value.to_dict()
     if hasattr(value, "_asdict"):

@@ -3,8 +3,6 @@
 
 import argparse
 
-from ..info import report
-
 EXAMPLE = "  patchrec-fast info"
 
 
@@ -13,5 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..info import report
+
     print(report())
     return 0

@@ -14,10 +14,10 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__
-from .._text import printable
+from .._text import near, printable
 from .completion import SHELLS, script
 
 COMMANDS = {
@@ -39,6 +39,18 @@ _EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError, Keyboard
 
 class Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with an option; `--help` has the rest, a page of it for some commands."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:  # type: ignore[override]
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unknown {unknown[0]!r}{near(unknown[0].partition('=')[0], self._option_string_actions)}")
+        return options, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            said = f"expected one of {', '.join(known)}, got {str(value)!r}{near(str(value), known)}"
+            raise argparse.ArgumentError(action, said)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {_one_line(message)}; see {self.prog} --help\n")
@@ -170,7 +182,7 @@ def _front(given: list[str]) -> None:
         except ImportError as error:
             parser.exit(1, f"patchrec-fast: error: {error}\n")
     elif given:
-        parser.error(f"unknown command {given[0]!r}, expected one of {', '.join(COMMANDS)}")
+        parser.error(f"expected a command of {', '.join(COMMANDS)}, got {given[0]!r}{near(given[0], COMMANDS)}")
     else:
         parser.print_help()
 

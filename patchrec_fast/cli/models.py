@@ -8,29 +8,28 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any, get_args
 
-import torch
-
-from ..data.tables import OLDER
-from ..layout import Packer, Policy
-from ..layout.config import PromptConfig
-from ..layout.policies import Anchor
-from ..models import SAMPLE, open_trained
-from ..train.recipes import POLICY_KEYS
-from ..train.stages import stage
-from ..train.start import open_data
+from .._options import SAMPLE, Anchor
+from ..train.recipes import POLICY_KEYS, Recipe
+from .folders import folder
 from .numbers import whole
 
 if TYPE_CHECKING:
+    import torch
+
     from ..data import Dataset
+    from ..layout import Packer, Policy
+    from ..layout.config import PromptConfig
     from ..recommend import Recommender
 
 POLICIES = ("text", "pft-i", "pft-s")
-DTYPES: dict[str | None, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, its data, where it runs, and its prompts."""
-    parser.add_argument("--model", required=True, help="folder that patchrec-fast train wrote")
+    parser.add_argument(
+        "--model", required=True, type=folder(), metavar="DIR", help="folder that patchrec-fast train wrote"
+    )
     add_data_argument(parser)
     add_device_arguments(parser)
     add_prompt_arguments(parser)
@@ -50,7 +49,11 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", required=True, help=f'folder in the prepared format; "{SAMPLE}" for the generated dataset'
+        "--data",
+        required=True,
+        type=folder(SAMPLE),
+        metavar="DIR",
+        help=f'folder in the prepared format; "{SAMPLE}" for the generated dataset',
     )
 
 
@@ -58,7 +61,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--device", default="auto", help='such as "cpu" or "cuda:1" (default: the GPU where there is one)')
     kept = "as they were saved, float32 as bfloat16 on a GPU"
-    add("--dtype", choices=tuple(DTYPES), help=f"of the weights (default: {kept})")
+    add("--dtype", choices=DTYPES, help=f"of the weights (default: {kept})")
 
 
 def open_recommender(options: argparse.Namespace) -> tuple[Recommender, Dataset]:
@@ -68,13 +71,17 @@ def open_recommender(options: argparse.Namespace) -> tuple[Recommender, Dataset]
         OSError: no such folder, or a file of it is missing.
         ValueError: a damaged file, or one of another model; a flag that the policy has no field for.
     """
+    from ..data.tables import OLDER
+    from ..layout.config import PromptConfig
+    from ..models import open_trained
     from ..recommend import Recommender
+    from ..train.start import open_data
 
     settings = overridden(PromptConfig.load(options.model), options)
     dataset = open_data(options.data)
     if dataset.item_ids.first:
         print(OLDER, file=sys.stderr)
-    model, tokenizer = open_trained(options.model, DTYPES.get(options.dtype, "auto"))
+    model, tokenizer = open_trained(options.model, options.dtype or "auto")
     packer = settings.packer(dataset.titles, tokenizer, dataset.item_ids)
     return Recommender(placed(model, options), packer), dataset
 
@@ -86,7 +93,7 @@ def overridden(settings: PromptConfig, options: argparse.Namespace) -> PromptCon
         ValueError: a flag that the policy has no field for.
     """
     policy: Any = settings.policy
-    if options.policy is not None and type(policy) is not type(other := stage(options.policy).final):
+    if options.policy is not None and type(policy) is not type(other := Recipe().stage(options.policy).final):
         policy = other
     given = {}
     for name in ("keep", "patch_step", "group", "anchor"):
@@ -127,6 +134,8 @@ def placed(model: Any, options: argparse.Namespace) -> Any:
     The kernels that read packed prompts on a GPU take half precision: float32 weights, as training saves them, would
     have every row attend to every other through a dense mask. So they go there in bfloat16, unless --dtype says other.
     """
+    import torch
+
     place = device(options.device)
     half = options.dtype is None and place.type != "cpu" and model.dtype == torch.float32
     if half:
@@ -140,6 +149,8 @@ def device(name: str) -> torch.device:
     Raises:
         ValueError: no such device here.
     """
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

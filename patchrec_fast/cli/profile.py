@@ -10,27 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from .. import _files
-from ..evaluation.profile import (
-    GROWTH,
-    LENGTHS,
-    LONG,
-    SETTINGS,
-    Profile,
-    Profiler,
-    Setting,
-    long_histories,
-    plot,
-    to_csv,
-)
-from ..layout import Catalogue
-from ..layout.config import FILE, INSTRUCTION, PromptConfig
-from ..models import SAMPLE, SHAPES, fit_vocabulary, open_model, open_trained, random_model, tokenizer_for
-from ..train.start import open_data
+from .._options import INSTRUCTION, LONG, SAMPLE
+from ..models.shapes import SHAPES
+from .folders import folder
 from .models import (
-    DTYPES,
     add_data_argument,
     add_device_arguments,
     add_prompt_arguments,
@@ -44,6 +28,8 @@ from .search import METHODS
 
 if TYPE_CHECKING:
     from ..data import Dataset
+    from ..evaluation.profile import Profile, Profiler
+    from ..layout.config import PromptConfig
 
 EXAMPLE = """  patchrec-fast profile --data sample --shape tiny --users 3 --out runs/profile
   patchrec-fast profile --data path/to/ml-1m --shape llama-1b --tokenizer path/to/Llama-3.2-1B --out runs/profile"""
@@ -52,7 +38,7 @@ JSON = "profile.json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--model", help="a folder of a Hugging Face causal language model")
+    model.add_argument("--model", type=folder(), metavar="DIR", help="a folder of a Hugging Face causal language model")
     model.add_argument("--shape", choices=SHAPES, help="a model of random weights")
     add_data_argument(parser)
     add_device_arguments(parser)
@@ -60,13 +46,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--tokenizer",
+        type=folder(SAMPLE),
+        metavar="DIR",
         help=f'for --shape: a folder, or "{SAMPLE}" for a small one trained on the titles (default: with --data '
         f"{SAMPLE}, that)",
     )
     add("--out", required=True, help="folder for profile.csv, growth.csv, growth.png and profile.json")
-    add("--more-than", type=whole(0), default=LONG, help=f"users with more interactions than this (default: {LONG})")
+    add(
+        "--more-than",
+        type=whole(0),
+        metavar="N",
+        help=f"users with more interactions than this (default: {LONG}; of data without any, the ten longest)",
+    )
     add("--users", type=whole(1), metavar="N", help="only the N longest of them")
-    add("--lengths", type=whole(1), nargs="+", metavar="N", help="history lengths of the growth table")
+    add(
+        "--lengths",
+        type=whole(1),
+        nargs="+",
+        metavar="N",
+        help="history lengths of the growth table (default: by the longest)",
+    )
     add("--batch-size", type=whole(1), default=1, metavar="N", help="users decoded at once (default: 1)")
     add("--k", type=whole(1), default=20, help="how many titles (default: 20)")
     add("--method", default="beam", choices=METHODS, help="how titles are searched (default: beam)")
@@ -75,23 +74,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..evaluation.profile import Setting, growth_for, lengths_for, long_histories, plot, settings_for, to_csv
+    from ..train.start import open_data
+
     out = Path(options.out)
     settings, own = _settings(options)
     dataset = open_data(options.data)
     histories = long_histories(dataset, options.more_than, options.users)
     longest = len(histories[0])
-    lengths = options.lengths or [length for length in LENGTHS if length <= longest] or [longest]
+    lengths = options.lengths or lengths_for(longest)
     if max(lengths) > longest:
         raise ValueError(f"--lengths: expected at most {longest}, the items of the longest history, got {max(lengths)}")
     for file in [out / JSON, *([Path(options.trace)] if options.trace else [])]:
         _check_place(file)
     profiler = _profiler(options, dataset, settings)
-    compare: tuple[Setting, ...] = SETTINGS
-    grow: tuple[Setting, ...] = GROWTH
+    compare, grow = settings_for(longest), growth_for(longest)
     if own:
         tell(settings.policy, settings.max_items, settings.step)
         mine = Setting("own prompt", settings.policy, settings.max_items)
-        compare, grow = (mine, *SETTINGS), (mine, *GROWTH)
+        compare, grow = (mine, *compare), (mine, *grow)
     compared = _shown(profiler.compare(histories, compare, options.batch_size), quiet=options.json)
     growth = _shown(profiler.grow(histories[0], lengths, grow), quiet=options.json)
     prompt = settings.to_dict()
@@ -109,6 +110,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _settings(options: argparse.Namespace) -> tuple[PromptConfig, bool]:
     """The prompts of the model, with the flags; and whether a policy of its own is to be measured too."""
+    from ..layout.config import FILE, PromptConfig
+
     trained = options.model is not None and (Path(options.model) / FILE).is_file()
     settings = PromptConfig.load(options.model) if trained else PromptConfig(INSTRUCTION, max_items=None)
     changed = overridden(settings, options)
@@ -125,12 +128,19 @@ def _check_place(file: Path) -> None:
 
 
 def _profiler(options: argparse.Namespace, dataset: Dataset, settings: PromptConfig) -> Profiler:
+    import torch
+
+    from ..evaluation.profile import Profiler
+    from ..layout import Catalogue
+    from ..layout.config import FILE
+    from ..models import fit_vocabulary, open_model, open_trained, random_model, tokenizer_for
+
     place = device(options.device)
     if options.model is not None:
         if options.tokenizer is not None:
             raise ValueError("--tokenizer: --model has its own, expected none")
         trained = (Path(options.model) / FILE).is_file()
-        model, tokenizer = (open_trained if trained else open_model)(options.model, DTYPES.get(options.dtype, "auto"))
+        model, tokenizer = (open_trained if trained else open_model)(options.model, options.dtype or "auto")
         prompt = settings.prompt(tokenizer)
         fit_vocabulary(model, prompt)
     else:
@@ -139,7 +149,7 @@ def _profiler(options: argparse.Namespace, dataset: Dataset, settings: PromptCon
             raise ValueError("--tokenizer: expected a folder, since --shape has none")
         tokenizer = tokenizer_for(name, dataset.titles)
         prompt = settings.prompt(tokenizer)
-        dtype = DTYPES.get(options.dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
+        dtype = getattr(torch, options.dtype or ("float32" if place.type == "cpu" else "bfloat16"))
         model = random_model(options.shape, prompt.num_embeddings, dtype, place)
     catalogue = Catalogue.from_titles(dataset.titles, tokenizer)
     return Profiler(placed(model, options), catalogue, prompt, options.k, options.method)

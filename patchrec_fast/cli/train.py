@@ -10,13 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from .._folders import is_local
+from .._options import SAMPLE, STAGES, TINY
 from .._text import printable
-from ..layout.config import FILE, PromptConfig
-from ..models import SAMPLE
 from ..train.recipes import BUILT_IN, POLICY_KEYS, TYPES, Recipe, load
-from ..train.run import train
-from ..train.stages import STAGES
-from ..train.start import TINY
+from .folders import folder
 from .models import prompt_line
 
 EXAMPLE = """  patchrec-fast train --model tiny --data sample --stage text --out runs/text
@@ -39,13 +37,17 @@ _STAGES_WITH = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", required=True, help=f'folder or hub name; "{TINY}" for a small one made from scratch')
-    add("--data", required=True, help=f'folder in the prepared format; "{SAMPLE}" for a generated one')
+    model = f'folder or hub name; "{TINY}" for a small one made from scratch'
+    data = f'folder in the prepared format; "{SAMPLE}" for a generated one'
+    add("--model", required=True, type=folder(TINY, hub=True), metavar="MODEL", help=model)
+    add("--data", required=True, type=folder(SAMPLE), metavar="DIR", help=data)
     add("--stage", required=True, choices=STAGES, help="what histories become")
     add("--out", required=True, help="folder for the model, its checkpoints and curves; new or empty")
     add("--recipe", help=f"TOML file or {', '.join(BUILT_IN)} (default: {TINY} for the tiny model, else none)")
     add(
         "--tokenizer",
+        type=folder(SAMPLE, hub=True),
+        metavar="DIR",
         help=f'for the tiny model: folder of a tokenizer that is cut to what the titles need, or "{SAMPLE}" for a '
         f"small one trained on them (default: $PATCHREC_FAST_TOKENIZER; with --data {SAMPLE}, that)",
     )
@@ -66,8 +68,15 @@ def run(options: argparse.Namespace) -> int:
     tokenizer = options.tokenizer
     if options.model == TINY and tokenizer is None:
         tokenizer = SAMPLE if options.data == SAMPLE else os.environ.get("PATCHREC_FAST_TOKENIZER")
-    _quiet()
     main = int(os.environ.get("RANK", 0)) == 0
+    for flag, name in (("--model", options.model), ("--tokenizer", tokenizer)):
+        if name not in (None, TINY, SAMPLE) and not Path(name).is_dir():
+            if main:
+                print(f"{flag}: no folder {printable(name)} here, looking for it on the hub", file=sys.stderr)
+            is_local(name, True, flag)  # before minutes of reading
+    from ..train.run import train
+
+    _quiet()
     if main:
         print(_prompt(recipe, options.stage, saved), file=sys.stderr)
     try:
@@ -91,7 +100,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _saved_prompt(model: str) -> dict[str, Any]:
     """The keys of a recipe that the prompt of a former stage gives; none of a model from elsewhere."""
-    if model == TINY or not (Path(model) / FILE).is_file():
+    if model == TINY or not Path(model).is_dir():
+        return {}
+    from ..layout.config import FILE, PromptConfig
+
+    if not (Path(model) / FILE).is_file():
         return {}
     settings = PromptConfig.load(model)
     texts = {"instruction": settings.instruction, "system": settings.system or ""}
@@ -149,7 +162,7 @@ def _quiet() -> None:
 def _summary(result: dict[str, Any]) -> str:
     given = result["val_loss"] is not None
     losses = f"{result['first_val_loss']:.3f} -> {result['val_loss']:.3f}" if given else "none"
-    speed = f"{result['tokens_per_second']:,.0f} rows/s"
+    speed = f"{result['rows_per_second']:,.0f} rows/s"
     if (targets := result.get("targets_per_second")) is not None:  # older runs do not say
         speed += f", {targets:,.1f} targets/s"
     kind = f"{result['stage']} by {result.get('by', 'prompt')}, {result['steps']} steps"

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _files
+from .._options import LONG
 from ..data import Dataset
 from ..layout import Catalogue, ItemPatches, Packer, Policy, Prompt, SessionPatches, Text
 from ..recommend.engine import PARTS
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     from ..recommend import Recommender
 
 LENGTHS = (50, 100, 200, 400, 800, 1435)
-LONG = 500
-"""The paper's Figure 8 is of ML-1M's users with more interactions than this."""
+_FEWEST = 4  # lengths that show growth
+_USERS = 10  # of data without long histories
+_SIZE, _SMALL = 20, 5  # N and g of the paper for long histories and for short ones
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,40 @@ class Setting:
     max_items: int | None = None
 
 
-SETTINGS = (
-    Setting("text, 150 items", Text(), 150),
-    Setting("PFT-I, 350 items", ItemPatches(20), 350),
-    Setting("PFT-S, all items", SessionPatches(20)),
-    Setting("text, all items", Text()),
-)
-"""Figure 8's three, and text that is not cut, which the paper could not run."""
-GROWTH = (Setting("text", Text()), Setting("PFT-I", ItemPatches(20)), Setting("PFT-S", SessionPatches(20)))
+def settings_for(longest: int) -> tuple[Setting, ...]:
+    """Figure 8's three, and text that is not cut, which the paper could not run.
+
+    Args:
+        longest: items of the longest history. A cut that keeps all of it is none, and what is then said twice is said
+            once. Where there are too few items for a session of 20, N and g are 5.
+    """
+    size = _size(longest)
+    wanted = (("text", Text(), 150), ("PFT-I", ItemPatches(size), 350), ("PFT-S", SessionPatches(size), None))
+    made = []
+    for name, policy, most in (*wanted, ("text", Text(), None)):
+        kept = most if most is not None and most < longest else None
+        made.append(Setting(f"{name}, {'all' if kept is None else kept} items", policy, kept))
+    return tuple(dict.fromkeys(made))
+
+
+def growth_for(longest: int) -> tuple[Setting, ...]:
+    """The three policies of a growing history, with the same N and g."""
+    size = _size(longest)
+    return Setting("text", Text()), Setting("PFT-I", ItemPatches(size)), Setting("PFT-S", SessionPatches(size))
+
+
+def lengths_for(longest: int) -> tuple[int, ...]:
+    """Lengths of a growing history: those of `LENGTHS` that it has; of a short one its parts, down to an eighth."""
+    there = tuple(length for length in LENGTHS if length <= longest)
+    return there if len(there) >= _FEWEST else tuple(sorted({max(1, longest // part) for part in (8, 4, 2, 1)}))
+
+
+def _size(longest: int) -> int:
+    return _SIZE if longest > 2 * _SIZE else _SMALL
+
+
+SETTINGS, GROWTH = settings_for(LENGTHS[-1]), growth_for(LENGTHS[-1])
+"""Those of long histories."""
 
 
 class Profile(NamedTuple):
@@ -69,15 +97,21 @@ class Profile(NamedTuple):
         return self.pack_ms + self.prompt_ms + self.decode_ms
 
 
-def long_histories(dataset: Dataset, more_than: int = LONG, limit: int | None = None) -> list[NDArray[np.int32]]:
+def long_histories(dataset: Dataset, more_than: int | None = None, limit: int | None = None) -> list[NDArray[np.int32]]:
     """The whole sequences of the users with more than so many interactions, longest first.
+
+    Args:
+        more_than: by default 500; of data without such users, the ten longest are taken.
+        limit: only so many of them.
 
     Raises:
         ValueError: there are none.
     """
     lengths = np.diff(dataset.offsets)
     order = np.argsort(-lengths, kind="stable")
-    order = order[lengths[order] > more_than][:limit]
+    long = lengths[order] > (LONG if more_than is None else more_than)
+    order = order[:_USERS] if more_than is None and not long.any() else order[long]
+    order = order[:limit]
     if not len(order):
         raise ValueError(f"more_than: no user has more than {more_than} interactions; the most are {lengths.max()}")
     return [dataset.items[dataset.offsets[user] : dataset.offsets[user + 1]] for user in order]

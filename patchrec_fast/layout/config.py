@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _files, _json
 from .._check import check_count
+from .._options import PLACEHOLDER
 from .catalogue import Catalogue
 from .packing import Packer, check_step
 from .policies import Dropout, ItemPatches, Policy, RandomItemPatches, SessionPatches, Text
-from .prompt import PLACEHOLDER, Prompt
+from .prompt import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from ..data import Ids
 
 FILE = "patchrec.json"
-INSTRUCTION = f"Someone has chosen {PLACEHOLDER}. Which one will they choose next? Answer with its title only."
-SYSTEM = "You recommend what fits somebody's taste."
-"""The words around a history where a caller has none of their own."""
 POLICIES: dict[str, type] = {
     policy.__name__: policy for policy in (Text, ItemPatches, SessionPatches, RandomItemPatches, Dropout)
 }

@@ -6,16 +6,15 @@ A policy is any object with an `assign` method (see `Policy`); docs/policies.md 
 
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._check import check_count, check_number
+from .._options import Anchor
 from .histories import _INT64_MAX, whole_steps
 from .history import History
-
-Anchor = Literal["newest", "oldest"]
 
 
 class Grain(IntEnum):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._options import PLACEHOLDER
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PLACEHOLDER = "[HISTORY_SEQUENCE]"
 START, END, SEPARATOR = "<|start_seq_id|>", "<|end_seq_id|>", "<|item_sep_id|>"
 _ANSWER = "An Answer"
 

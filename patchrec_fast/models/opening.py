@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._folders import is_local
+from .._options import SAMPLE
 from ..data import sample_tokenizer
 from ..layout import Prompt
 from ..layout.config import PromptConfig
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Name = str | os.PathLike[str]
-SAMPLE = "sample"
-"""Named as a tokenizer: a small one, trained on the titles; as data: the generated dataset."""
 _CONFIG, _GENERATION, _INDEX = "config.json", "generation_config.json", "model.safetensors.index.json"
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -40,17 +40,18 @@ def open_model(
     Args:
         name: a folder in Hugging Face format; with `hub` also a hub name, "owner/name".
         dtype: of the weights; "auto" as they were saved.
-        hub: look for a name that is no folder on the hub.
+        hub: look on the hub for a name that can be no folder's. Without a network what was downloaded before serves.
 
     Raises:
         FileNotFoundError: no such folder, or a file of it is missing.
-        OSError: the hub does not have it.
+        OSError: the hub does not have it, or does not answer.
         ValueError: a damaged file; weights that lack a tensor of the model, have one too many or of another shape;
             weights in pickles only; adapters without their model; a model that needs code of its own; a tokenizer of
             another model. The message names the folder.
     """
-    model = _model(name, dtype, hub)
-    tokenizer = open_tokenizer(name, hub=hub)
+    local = is_local(name, hub, "model")
+    model = _model(name, dtype, local)
+    tokenizer = _tokenizer(name, local)
     added = tokenizer.added_tokens_decoder
     _check_ids(name, model, (at for at in tokenizer.get_vocab().values() if at not in added))
     return model, tokenizer
@@ -83,11 +84,15 @@ def open_tokenizer(name: Name, *, hub: bool = False) -> PreTrainedTokenizerBase:
     Raises:
         FileNotFoundError, OSError, ValueError: as `open_model`.
     """
+    return _tokenizer(name, is_local(name, hub, "tokenizer"))
+
+
+def _tokenizer(name: Name, local: bool) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    _check_json(name, "tokenizer", _TOKENIZER, hub)
+    _check_json(name, "tokenizer", _TOKENIZER)
     with _of(name, "no tokenizer can be made of tokenizer.json and tokenizer_config.json"):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=not hub)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local)
         tokenizer(["a title"], add_special_tokens=False)
     return tokenizer
 
@@ -103,13 +108,13 @@ def fit_vocabulary(model: PreTrainedModel, prompt: Prompt) -> None:
         model.resize_token_embeddings(prompt.num_embeddings)
 
 
-def _model(name: Name, dtype: torch.dtype | str, hub: bool) -> PreTrainedModel:
+def _model(name: Name, dtype: torch.dtype | str, local: bool) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     if (Path(name) / "adapter_config.json").is_file():
         raise _adapters(name)
-    _check_json(name, "model", (_CONFIG, _GENERATION), hub)
-    where: dict[str, Any] = {"local_files_only": not hub}
+    _check_json(name, "model", (_CONFIG, _GENERATION))
+    where: dict[str, Any] = {"local_files_only": local}
     with _of(name, "no model can be made of config.json"):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
     if Path(name).is_dir():
@@ -134,19 +139,17 @@ def _model(name: Name, dtype: torch.dtype | str, hub: bool) -> PreTrainedModel:
     return model.eval()
 
 
-def _check_json(name: Name, what: str, files: Iterable[str], hub: bool) -> None:
-    """The folder is there with the first of the files, and those that it has are JSON objects."""
+def _check_json(name: Name, what: str, files: Iterable[str]) -> None:
+    """A folder has the first of the files, and those that it has are JSON objects."""
     folder = Path(name)
+    if not folder.is_dir():
+        return  # of the hub
     needed, *_ = files = tuple(files)
-    if folder.is_dir() or not hub:
-        if not (folder / needed).is_file():
-            lacks = f"{folder} has no {needed}" if folder.is_dir() else f"{folder}: no {needed} there"
-            raise FileNotFoundError(f"{lacks}, expected a folder of a Hugging Face {what}")
-        for file in files:
-            if (folder / file).is_file():
-                _object(folder / file)
-    elif folder.exists() or folder.is_absolute() or len(folder.parts) != 2 or folder.parts[0] in "..":
-        raise FileNotFoundError(f"{what}: no folder {folder}; a hub name has the form owner/name")
+    if not (folder / needed).is_file():
+        raise FileNotFoundError(f"{folder} has no {needed}, expected a folder of a Hugging Face {what}")
+    for file in files:
+        if (folder / file).is_file():
+            _object(folder / file)
 
 
 def _object(file: Path) -> dict[str, Any]:

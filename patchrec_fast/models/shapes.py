@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -35,6 +34,7 @@ _POSITIONS = 131_072
 
 def random_model(shape: str, vocabulary: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """One of SHAPES, made on the device, in evaluation mode."""
+    import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(

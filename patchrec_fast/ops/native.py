@@ -8,6 +8,8 @@ time; PATCHREC_FAST_ISA=portable, avx2 or avx512 lowers it, for tests and for co
 import ctypes
 import os
 import struct
+import sys
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -39,6 +41,13 @@ def _why_not() -> str | None:
     if not _LIBRARY.exists():
         if _ASKED_FOR:
             return "there is no such file"
+        if (installed := _hidden()) is not None:
+            reason = (
+                f"the source in {_LIBRARY.parent} has no native kernels, and hides the installed package in "
+                f"{installed}: run Python in another folder, or install the source itself: pip install --editable ."
+            )
+            warnings.warn(f"patchrec_fast is slow here: {reason}", RuntimeWarning, stacklevel=2)
+            return reason
         return "the native kernels were not built; install a C++ compiler (g++ or clang++) and reinstall patchrec_fast"
     again = "build it again from this version's csrc/" if _ASKED_FOR else "reinstall patchrec_fast"
     try:
@@ -48,6 +57,15 @@ def _why_not() -> str | None:
         library()
     except (OSError, AttributeError) as error:  # no library, or one without a function of ours
         return f"{_LIBRARY.name} does not load ({error}); {again}"
+    return None
+
+
+def _hidden() -> Path | None:
+    """A package of the same name, with its kernels, that is found on the path behind this one."""
+    here = _LIBRARY.parent
+    for other in (Path(entry, here.name) for entry in sys.path):
+        if (other / _LIBRARY.name).is_file() and other.resolve() != here.resolve():
+            return other
     return None
 
 

@@ -28,6 +28,7 @@ class Run(NamedTuple):
     name: str
     points: list[Point]
     result: dict[str, Any] | None
+    settings: dict[str, Any]  # stage, model and data, and what the recipe has otherwise than the defaults
 
 
 class Profiles(NamedTuple):
@@ -53,7 +54,8 @@ def runs(folders: Paths) -> list[Run]:
         ValueError: a damaged file.
     """
     from ..train.curves import read  # imports transformers
-    from ..train.folder import load_result
+    from ..train.folder import RUN, load_result
+    from ..train.recipes import Recipe
 
     paths = [Path(folder) for folder in folders]
     found = []
@@ -62,8 +64,24 @@ def runs(folders: Paths) -> list[Run]:
         points = read(curves)
         if not all(math.isfinite(value) for point in points for value in (point.step, point.loss, point.tokens)):
             raise ValueError(f"{curves}: expected finite numbers")
-        found.append(Run(name, points, load_result(result) if result.is_file() else None))
+        settings: dict[str, Any] = {}
+        if (path / RUN).is_file():
+            begun = _json.load(path / RUN, {"recipe": dict}, "the beginning of a run of patchrec-fast train")
+            defaults = vars(Recipe())
+            settings = {key: begun[key] for key in ("stage", "model", "data") if key in begun}
+            settings |= {key: value for key, value in begun["recipe"].items() if defaults.get(key) != value}
+        found.append(Run(name, points, load_result(result) if result.is_file() else None, settings))
     return found
+
+
+def card(data: str | os.PathLike[str] | None) -> dict[str, Any] | None:
+    """The card of a data set; None where it has none.
+
+    Raises:
+        ValueError: not a card.
+    """
+    file = None if data is None else Path(data) / "card.json"
+    return _json.load(file, dict, "the card of a data set") if file is not None and file.is_file() else None
 
 
 def evaluations(paths: Paths) -> list[Report]:

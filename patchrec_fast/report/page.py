@@ -19,12 +19,16 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as they are to be read; the rows in `losing` are marked."""
+    """Cells as they are to be read, text or lines of it; the rows in `losing` are marked.
+
+    Columns of `prose` are read from the left and wrap; of numbers, the first.
+    """
 
     caption: str
     head: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str | Sequence[str]]]
     losing: frozenset[int] = frozenset()
+    prose: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,14 @@ class Section:
     missing: str | None = None
 
 
-def render(title: str, sections: Sequence[Section]) -> str:
-    """The page. Every text is escaped, for HTML and as `printable` does; plots are SVG that `plots.plot` made."""
+def render(title: str, sections: Sequence[Section], when: str = "") -> str:
+    """The page; every text is escaped, for HTML and as `printable` does.
+
+    Args:
+        title: its heading.
+        sections: in order; their plots are SVG that `plots.plot` made.
+        when: it was made, in words.
+    """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -50,9 +60,10 @@ def render(title: str, sections: Sequence[Section]) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=shown
     )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(title=title, origin=f"patchrec_fast {__version__}", sections=sections)
+    origin = f"patchrec_fast {__version__}{when and f', {when}'}"
+    return template.render(title=title, origin=origin, sections=sections)
 
 
-def write(path: str | os.PathLike[str], title: str, sections: Sequence[Section]) -> None:
+def write(path: str | os.PathLike[str], title: str, sections: Sequence[Section], when: str = "") -> None:
     """Writes the page, whole or not at all."""
-    _files.write(path, render(title, sections))
+    _files.write(path, render(title, sections, when))

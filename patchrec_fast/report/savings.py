@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from .._options import INSTRUCTION
 from ..data import Dataset
 from ..evaluation import measure_compression
 from ..layout import Catalogue, ItemPatches, Packer, Policy, Prompt, SessionPatches
-from ..layout.config import INSTRUCTION
 from ..ragged import Ragged
 
 if TYPE_CHECKING:

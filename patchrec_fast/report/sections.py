@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from ..evaluation import Report
 from ..evaluation.profile import Profile
 from .inputs import Benchmark, Profiles, Run
+from .names import told_apart
 from .page import Section, Table
 from .plots import Plot, Series, plot
 from .savings import TEXT, Group
@@ -52,6 +54,7 @@ def quality(reports: Sequence[Report]) -> Section:
     title = "Quality against compression"
     if not reports:
         return Section(title, missing="patchrec-fast evaluate --model runs/pft-s --data DIR --out runs/pft-s/test")
+    reports = told_apart(reports)
     plots, tables, text = [], [], []
     for identity in dict.fromkeys(report.identity for report in reports):
         alike = [report for report in reports if report.identity == identity]
@@ -67,7 +70,14 @@ def quality(reports: Sequence[Report]) -> Section:
             text.append(
                 f"Not drawn: {names}. It takes an evaluation of text prompts of as many items, with the same K."
             )
+    made = [[report.name, _settings(report.settings)] for report in reports if report.settings]
+    if made:
+        tables.append(Table("How each was made", ("", "settings"), made, prose=True))
     return Section(title, text, plots, tables)
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
 def _ratio(report: Report, alike: Sequence[Report]) -> float | None:
@@ -108,8 +118,9 @@ def _quality_table(reports: Sequence[Report], ratios: Sequence[float | None], sa
     return Table(f"{samples}; metrics with 95 % intervals over users", head, rows)
 
 
-def _interval(value: float, low: float, high: float) -> str:
-    return f"{value:.4f} [{low:.4f}, {high:.4f}]"
+def _interval(value: float, low: float, high: float) -> list[str]:
+    """Two lines, so that four metrics fit beside each other."""
+    return [f"{value:.4f}", f"[{low:.4f}, {high:.4f}]"]
 
 
 def cost(found: Sequence[Profiles]) -> Section:
@@ -151,7 +162,7 @@ def _cost_table(found: Profiles) -> Table:
 
 
 def losses(runs: Sequence[Run]) -> Section:
-    """Training and validation losses against the tokens learnt from."""
+    """Training and validation losses against the rows learnt from."""
     title = "Losses"
     if not runs:
         return Section(title, missing="patchrec-fast train --model tiny --data DIR --stage text --out runs/text")
@@ -160,10 +171,14 @@ def losses(runs: Sequence[Run]) -> Section:
         series = [_curve(run, split) for run in runs if any(point.split == split for point in run.points)]
         if series:
             caption = f"{name} loss, nats a supervised token, against the rows that the model has learnt from."
-            plots.append(plot(series, caption, x="million tokens", y="loss"))
+            plots.append(plot(series, caption, x="million rows", y="loss"))
     rows = [[run.name, *_outcome(run)] for run in runs]
-    head = ["", "stage", "steps", "first validation loss", "last", "million tokens", "seconds", "tokens a second"]
-    return Section(title, plots=plots, tables=[Table("Training runs", head, rows)])
+    head = ["", "stage", "steps", "first validation loss", "last", "million rows", "seconds", "rows a second"]
+    tables = [Table("Training runs", head, rows)]
+    made = [[run.name, _settings(run.settings)] for run in runs if run.settings]
+    if made:
+        tables.append(Table("What differs from the defaults of a recipe", ("", "settings"), made, prose=True))
+    return Section(title, plots=plots, tables=tables)
 
 
 def _curve(run: Run, split: str) -> Series:
@@ -182,7 +197,7 @@ def _outcome(run: Run) -> list[str]:
         *("none" if (loss := found[key]) is None else f"{loss:.4f}" for key in ("first_val_loss", "val_loss")),
         f"{found['tokens'] / 1e6:,.2f}",
         f"{found['seconds']:,.1f}",
-        f"{found['tokens_per_second']:,.0f}",
+        f"{found['rows_per_second']:,.0f}",
     ]
 
 

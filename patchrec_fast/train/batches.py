@@ -28,6 +28,7 @@ from .by_user import Passes
 from .stages import Stage
 
 _SAMPLES_AT_ONCE = 4096  # bounds memory; about 2 million tokens
+_EPOCHS = 10_000  # the most that further steps may take
 _ORDER, _PATCHES = 0, 1  # which stream of random numbers
 
 
@@ -88,7 +89,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
             accumulation: micro-batches of a process in one optimizer step.
             world_size: data-parallel processes.
             epochs: how often each sample is learnt.
-            steps: only so many optimizer steps, the first ones; progress then runs over these.
+            steps: so many optimizer steps in all, over which progress then runs: the first ones of the epochs, or
+                further epochs follow.
             seed: of the order and of the random patches.
             evaluation: for validation: in order, by the stage's `final` policy, without twins.
 
@@ -102,6 +104,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
         for name, value in (("accumulation", accumulation), ("world_size", world_size), ("epochs", epochs)):
             check_count(name, value, minimum=1)
         check_count("seed", seed, minimum=0)
+        if steps is not None:
+            check_count("steps", steps, minimum=1)
         _check_samples(samples, stage, accumulation, world_size)
         self.samples = samples
         self.packer = packer
@@ -118,8 +122,12 @@ class MicroBatches(Dataset[dict[str, Any]]):
         if filled and (largest := int(weights.max()) + once) > most:
             raise ValueError(self._too_large(by_rows, most, int(weights.argmax()), largest))
         parts = accumulation * world_size
-        dealt, counts = [], []  # by step
-        for epoch in range(epochs):
+        dealt: list[NDArray[np.int64]] = []  # by step, as the next
+        counts: list[NDArray[np.int64]] = []
+        epoch = 0
+        while epoch < epochs or len(dealt) < (steps or 0):
+            if epoch == epochs and steps is not None and steps > (at_most := len(dealt) * _EPOCHS // epochs):
+                raise ValueError(f"steps: expected at most {at_most:,}, {_EPOCHS:,} epochs of them, got {steps:,}")
             order = self._epoch(epoch)
             own = weights[order]
             starts = fill(own, parts, most - once) if filled else split_by_count(len(order), parts, most)
@@ -127,11 +135,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
                 within, counted = balanced(own[first:last], parts)
                 dealt.append(order[first:last][within])
                 counts.append(counted)
-        if steps is not None:
-            check_count("steps", steps, minimum=1)
-            if steps > len(dealt):
-                raise ValueError(f"steps: expected at most the {len(dealt)} of {epochs} epochs, got {steps}")
-        self.left_out = epochs * len(weights) - sum(map(len, dealt))
+            epoch += 1
+        self.left_out = epoch * len(weights) - sum(map(len, dealt))
         self.optimizer_steps = len(dealt) if steps is None else steps
         self._order = np.concatenate(dealt[:steps])
         self._starts = to_offsets(np.concatenate(counts[:steps]))  # (len(self) + 1,)

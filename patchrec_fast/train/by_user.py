@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._check import check_count
+from .._options import TARGETS_PER_PASS
 from ..data import Dataset
 from ..data.dataset import at_least
 from ..layout import Packer, Policy
 from ..layout.histories import how_many
 from ..ragged import Ragged, counting, to_offsets
 
-BY = ("auto", "user", "prompt")
-TARGETS_PER_PASS = 16
 _SOME = 1024  # targets that say how much is shared
 _GOLDEN = 0.6180339887498949
 

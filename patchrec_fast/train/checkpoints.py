@@ -43,6 +43,14 @@ class CheckpointingTrainer(Trainer):
         """Where Trainer writes checkpoints."""
         return str(Path(self.args.output_dir) / UNFINISHED)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Without those of a head that is the embedding: it is loaded under the other name."""
+        names = dict(self.model.named_parameters(remove_duplicate=False))
+        missing = set(load_result.missing_keys)
+        loaded = {id(parameter) for name, parameter in names.items() if name not in missing}
+        lacking = [name for name in load_result.missing_keys if id(names.get(name)) not in loaded]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=lacking))
+
     def _save_checkpoint(self, *arguments: Any, **rest: Any) -> None:
         name = f"checkpoint-{self.state.global_step}"
         out = Path(self.args.output_dir)

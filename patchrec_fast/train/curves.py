@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The losses of a run as a CSV file, and as a bar on a terminal."""
+"""The losses of a run as a CSV file, and as a bar on a terminal or lines in a log."""
 
 import csv
 import io
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -111,25 +112,38 @@ class Curves(TrainerCallback):
             write(self._path, text.getvalue())
 
 
-class Bar(TrainerCallback):
-    """A bar with the losses, and the rows and targets a second; nothing where stderr is not a terminal.
+class Progress(TrainerCallback):
+    """A bar with the losses, and the rows and targets a second; where stderr is no terminal, a line of them.
 
-    transformers' own, one a checkpoint, are off meanwhile: they would tear it.
+    A line comes with each validation, and each twentieth of the steps or five minutes, never two in ten seconds.
+    transformers' own bars, one a checkpoint, are off meanwhile: they would tear ours.
     """
 
-    def __init__(self, curves: Curves) -> None:
+    _PART, _LONG, _SHORT = 0.05, 300.0, 10.0
+
+    def __init__(self, curves: Curves, clock: Callable[[], float] = time.monotonic) -> None:
         self._curves = curves
+        self._clock = clock
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         quiet = None if state.is_world_process_zero else True  # None: where it is not a terminal
+        self._begun = self._said = self._clock()
+        self._first = self._step = state.global_step
         self._others = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, disable=quiet, dynamic_ncols=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._bar.update(state.global_step - self._bar.n)
+        steps, seconds = state.global_step - self._step, self._clock() - self._said
+        if seconds >= self._SHORT and (steps >= self._PART * state.max_steps or seconds >= self._LONG):
+            self._say(state)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        if "eval_loss" in logs:
+            self._say(state)
         losses = {split: self._curves.last(split) for split in SPLITS}
         shown = {split: f"{point.loss:.3f}" for split, point in losses.items() if point}
         rows, targets = self._curves.speed
@@ -139,6 +153,28 @@ class Bar(TrainerCallback):
         self._bar.close()
         if self._others:
             logging.enable_progress_bar()
+
+    def _say(self, state: TrainerState) -> None:
+        if not self._bar.disable or not state.is_world_process_zero:
+            return
+        now, done = self._clock(), state.global_step - self._first
+        self._said, self._step = now, state.global_step
+        said = [f"step {state.global_step:,} of {state.max_steps:,}"]
+        for split, name in zip(SPLITS, ("loss", "validation loss"), strict=True):
+            if (point := self._curves.last(split)) is not None:
+                said.append(f"{name} {point.loss:.3f}")
+        if done:
+            rows, targets = self._curves.speed
+            said += [f"{rows:,.0f} rows/s, {targets:,.1f} targets/s"] if rows else []
+            said.append(f"{_duration((now - self._begun) / done * (state.max_steps - state.global_step))} left")
+        print(", ".join(said), file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that a reader would choose."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def read(path: Path) -> list[Point]:

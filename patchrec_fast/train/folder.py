@@ -31,7 +31,6 @@ _RESULT = {
     "val_loss": (float, _NONE),
     "tokens": int,
     "seconds": float,
-    "tokens_per_second": float,
     "out": str,
 }
 
@@ -86,12 +85,17 @@ def check_same(folder: Path, before: Mapping[str, Any], began_with: Mapping[str,
 
 
 def load_result(path: Path) -> dict[str, Any]:
-    """What a run came to, by its `result.json`.
+    """What a run came to, by its `result.json`; of an older run too, which said tokens for rows and lacks some keys.
 
     Raises:
         ValueError: a damaged file.
     """
-    return dict(_json.load(path, _RESULT, "a result of patchrec-fast train"))  # of older runs too, which lack the rest
+    what = "a result of patchrec-fast train"
+    older = "rows_per_second" not in _json.load(path, dict, what)
+    speed = "tokens_per_second" if older else "rows_per_second"
+    found = dict(_json.load(path, {**_RESULT, speed: float}, what))
+    found["rows_per_second"] = found.pop(speed)
+    return found
 
 
 def _is_of_a_start(name: str) -> bool:

@@ -20,13 +20,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from .._files import write
-from ..layout.config import INSTRUCTION, SYSTEM
-from ..layout.policies import Anchor
-from .by_user import BY, TARGETS_PER_PASS
-from .stages import STAGES, Stage, stage
+from .._options import BY, INSTRUCTION, STAGES, SYSTEM, TARGETS_PER_PASS, Anchor
+from .._text import near
+
+if TYPE_CHECKING:
+    from .stages import Stage
 
 FOLDER = Path(__file__).parent / "recipes"
 _SOME = 1e-9  # more than nothing
@@ -76,7 +77,7 @@ class Recipe:
     rows: int | None = _key(None, "instead of batch: rows that fill a micro-batch of one process", 1)
     accumulation: int = _key(1, "micro-batches an optimizer step of one process", 1)
     epochs: int = _key(1, "passes over the training split", 1, 10_000)
-    steps: int | None = _key(None, "stop after so many optimizer steps", 1)
+    steps: int | None = _key(None, "so many optimizer steps in all: fewer than the epochs have, or further epochs", 1)
     seed: int = _key(0, "of weights, order and random patches", 0, 2**32 - 1)
     limit_train: int | None = _key(None, "take only so many training samples, evenly spread", 1)
     limit_val: int | None = _key(None, "take only so many validation samples, evenly spread", 1)
@@ -129,6 +130,8 @@ class Recipe:
 
     def stage(self, name: str) -> Stage:
         """The stage of a name with the recipe's numbers."""
+        from .stages import stage
+
         own = {key: getattr(self, key) for key in ("keep", "group", "p", "patch_step", "anchor")}
         return stage(name, **own)
 
@@ -157,7 +160,9 @@ def load(source: str | os.PathLike[str], stage: str, base: Recipe | None = None)
     """
     path = FOLDER / f"{source}.toml" if source in BUILT_IN else Path(source)
     if not path.is_file():
-        raise FileNotFoundError(f"recipe: no file {path}, expected a TOML file or one of {', '.join(BUILT_IN)}")
+        raise FileNotFoundError(
+            f"recipe: no file {path}, expected a TOML file or one of {', '.join(BUILT_IN)}{near(str(source), BUILT_IN)}"
+        )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         stages = table.pop("stage", {})

@@ -25,6 +25,7 @@ import torch
 from .. import _json
 from .._files import write
 from .._lock import only_one
+from .._options import TINY
 from ..data import Dataset, Samples
 from ..hf import Attachment, attach
 from ..hf.attention import KERNELS
@@ -38,7 +39,7 @@ from .by_user import Passes, passes
 from .folder import RECIPE, RESULT, check_new, check_recipe, check_same, load_result, load_run, start
 from .recipes import Recipe
 from .stages import Stage
-from .start import TINY, add_adapters, chosen_by, of_split, open_data, open_model, targets_per_pass
+from .start import add_adapters, chosen_by, of_split, open_data, open_model, targets_per_pass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
@@ -87,7 +88,7 @@ def train(
     Returns:
         What `result.json` holds: stage, steps, samples (targets of an epoch), by ("user" or "prompt"), train_loss (the
         last one), val_loss and first_val_loss (nats a supervised token; None where the data have no validation
-        samples), tokens (rows learnt from), seconds (of training alone), tokens_per_second, targets_per_second, out.
+        samples), tokens (rows learnt from), seconds (of training alone), rows_per_second, targets_per_second, out.
 
     Raises:
         ImportError: accelerate, or peft for LoRA, is not installed.
@@ -154,7 +155,7 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
     from transformers.trainer_callback import PrinterCallback
 
     from .checkpoints import CheckpointingTrainer
-    from .curves import Bar, Curves
+    from .curves import Curves, Progress
     from .guard import Guard
 
     dataset = open_data(run["data"])
@@ -207,7 +208,7 @@ def _assemble(recipe: Recipe, stage: Stage, run: dict[str, Any], folder: Path) -
         data_collator=batches.collate,
         train_dataset=batches,
         eval_dataset=validation,
-        callbacks=[Guard(batches), curves, Bar(curves)],
+        callbacks=[Guard(batches), curves, Progress(curves)],
         tokenizer=tokenizer,
         settings=settings,
         keep=recipe.checkpoints,
@@ -284,7 +285,7 @@ def _arguments(recipe: Recipe, folder: Path, steps: int, *, evaluated: bool) -> 
         "eval_steps": _steps(recipe.eval_steps, steps),
         "save_steps": _steps(recipe.save_steps, steps),
         "report_to": [name.strip() for name in recipe.report_to.split(",")],
-        "disable_tqdm": True,  # our bar knows the tokens
+        "disable_tqdm": True,  # our bar knows the rows
         "use_cache": True,  # only written to config.json, for those who generate later; packed calls have no cache
     }
 
@@ -329,7 +330,7 @@ def _result(stage: str, folder: Path, run: _Run) -> dict[str, Any]:
         "val_loss": losses[-1] if losses else None,
         "tokens": points[-1].tokens,
         "seconds": points[-1].seconds,
-        "tokens_per_second": round(run.curves.speed[0], 1),
+        "rows_per_second": round(run.curves.speed[0], 1),
         "targets_per_second": round(run.curves.speed[1], 1),
         "out": str(folder),
     }

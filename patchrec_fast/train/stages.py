@@ -6,10 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .._options import STAGES, Anchor
 from ..layout import Dropout, ItemPatches, Policy, RandomItemPatches, SessionPatches, Text
-from ..layout.policies import Anchor
-
-STAGES = ("text", "pretrain", "pft-i", "pft-s", "dropout", "history")
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import models
+from .._folders import check_folder
+from .._options import SAMPLE, TARGETS_PER_PASS, TINY
 from ..data import Dataset, Samples, generate, load
 from ..layout import Packer, Prompt
 from ..layout.prompt import END, SEPARATOR, START
-from ..models import SAMPLE
 from .batches import take
-from .by_user import TARGETS_PER_PASS, Passes, passes, share_of_rows
+from .by_user import Passes, passes, share_of_rows
 from .recipes import Recipe
 from .stages import Stage
 
@@ -23,14 +25,21 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TINY = "tiny"
 _PAYS = 0.5  # of the rows of a prompt a target; beside them, targets of one user in a step teach less than others'
 _ALL = 2**31 - 1
 
 
 def open_data(data: str | os.PathLike[str]) -> Dataset:
-    """`data.load`, or the generated dataset for "sample"."""
-    return generate() if data == SAMPLE else load(data)
+    """`data.load`, or the generated dataset for "sample".
+
+    Raises:
+        FileNotFoundError: no such folder; the message names the nearest.
+        ImportError, ValueError: as `data.load`.
+    """
+    if data == SAMPLE:
+        return generate()
+    check_folder(data)
+    return load(data)
 
 
 def targets_per_pass(recipe: Recipe, stage: Stage, sequences: int | None) -> int:
@@ -150,4 +159,7 @@ def add_adapters(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ran
         trainable_token_indices=marks,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # peft asks for the older name of an attribute of transformers, and takes what it says
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        return get_peft_model(model, config)

@@ -2,6 +2,7 @@
 """`patchrec-fast demo`: every command that it shows parses, and the whole of it makes a whole report."""
 
 import argparse
+import sys
 
 import pytest
 
@@ -10,7 +11,13 @@ from patchrec_fast.cli.main import main, parser_of
 from patchrec_fast.report import inputs
 
 
-def test_its_commands_parse(tmp_path):
+@pytest.fixture
+def anywhere(monkeypatch):
+    """Folders that are named need not be there yet."""
+    monkeypatch.setattr("patchrec_fast.cli.folders.check_folder", lambda *_, **__: None)
+
+
+def test_its_commands_parse(tmp_path, anywhere):
     made = list(demo.stages("data/ml-1m", 1435, tmp_path, 3, 4))
     ours = [command[1:] for _, command in made if command[0] == "patchrec-fast"]
     assert [name for name, *_ in ours] == ["train"] * 3 + ["evaluate"] * 2 + ["profile", "report"]
@@ -20,21 +27,22 @@ def test_its_commands_parse(tmp_path):
     assert parsed[2].model == parsed[1].out
     assert len(inputs.benchmarks(parsed[-1].bench)) >= 2  # every file of the repository's that it names is readable
     assert parsed[5].lengths == [50, 100, 200, 400]
+    assert parsed[-1].model == parsed[2].out
 
 
-@pytest.mark.parametrize("longest", [300, 150, 30, 2])
-def test_short_histories_are_profiled_too(tmp_path, longest):
+@pytest.mark.parametrize("longest", [300, 150, 30, 12, 2, 1])
+def test_short_histories_are_profiled_too(tmp_path, longest, anywhere):
     (flags,) = (command[2:] for _, command in demo.stages("d", longest, tmp_path, 3, 4) if command[1] == "profile")
     options = parser_of("profile").parse_args(flags)
     assert max(options.lengths) <= longest
-    assert options.more_than < longest
+    assert min(options.lengths) >= 1
 
 
 def test_without_network_the_data_are_generated(monkeypatch, tmp_path, capsys):
     def refused(*arguments, **options):
         raise OSError("no route")
 
-    monkeypatch.setattr(demo, "download", refused)
+    monkeypatch.setattr(sys.modules["patchrec_fast.data.download"], "download", refused)
     assert demo._downloaded(tmp_path) is None
     assert "no route" in capsys.readouterr().out
 
@@ -62,7 +70,7 @@ def test_interrupted_it_says_how_to_go_on(monkeypatch, tmp_path, capsys):
 
 
 def test_an_interrupted_preparation_is_no_reason_to_generate_data(monkeypatch, tmp_path):
-    monkeypatch.setattr(demo, "download", lambda *arguments, **options: tmp_path)
+    monkeypatch.setattr(sys.modules["patchrec_fast.data.download"], "download", lambda *arguments, **options: tmp_path)
     monkeypatch.setattr(demo, "main", lambda command: 130)
     with pytest.raises(KeyboardInterrupt):
         demo._downloaded(tmp_path)

@@ -140,8 +140,6 @@ def copy(folders, tmp_path, **files):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "nowhere"], "no such file"),
-        (["--data", "nowhere"], "no such file"),
         (["--keep", "3"], "--keep: the policy is SessionPatches(group=5), which has no keep"),
         (["--policy", "pft-i", "--group", "3"], "--group: the policy is ItemPatches(keep=5), which has no group"),
         (["--policy", "text", "--keep", "0"], "--keep: the policy is Text()"),
@@ -221,7 +219,7 @@ def test_interrupted_it_says_how_to_go_on(run, tmp_path, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("patchrec_fast.cli.evaluate.evaluate", interrupted)
+    monkeypatch.setattr("patchrec_fast.evaluation.evaluate", interrupted)
     status, _, shown = run("--limit", 3, "--out", tmp_path)
     assert status == 130
     assert "the same command goes on" in shown

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import unicodedata
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -15,6 +16,7 @@ from patchrec_fast import __version__
 from patchrec_fast._text import printable
 from patchrec_fast.cli import main as cli
 
+ROOT = Path(__file__).parents[2]
 BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
@@ -51,6 +53,21 @@ def test_each_command_helps_with_an_example(name, capsys):
     assert f"patchrec-fast {name}" in shown.partition("example:")[2]
 
 
+@pytest.mark.parametrize("words", [[], *([name] for name in cli.COMMANDS), ["data", "prepare"]])
+def test_help_imports_nothing_heavy(words):
+    """It is to be there in 0.3 s; torch alone takes 2."""
+    code = f"""
+import sys
+from patchrec_fast.cli.main import main
+try:
+    main({[*words, "--help"]!r})
+except SystemExit:
+    print(*(name for name in ("torch", "transformers", "pyarrow", "tqdm") if name in sys.modules), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["--version"])
@@ -73,6 +90,49 @@ def test_a_wrong_option_is_one_line_too(words, capsys):
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1
     assert shown.endswith("--help\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("trian", "got 'trian', did you mean 'train'?"),
+        (
+            "train --stage pfts",
+            "argument --stage: expected one of text, pretrain, pft-i, pft-s, dropout, history, got 'pfts', did",
+        ),
+        ("info --debgu", "unknown '--debgu', did you mean '--debug'?"),
+        (
+            "data stat x",
+            "argument ACTION: expected one of prepare, download, stats, sample, got 'stat', did you mean 'stats'?",
+        ),
+        ("data sample --out x --uesrs=3", "did you mean '--users'?"),
+        ("info more", "unknown 'more'"),
+        ("train --model folder/nmae", "argument --model: no folder folder/nmae, did you mean folder/name?"),
+        ("evaluate --data foldr", "argument --data: no folder foldr, did you mean folder?"),
+        ("recommend --model own/er", "argument --model: no folder own/er"),
+        ("profile --tokenizer ./x", "argument --tokenizer: no folder ./x"),
+        ("report --run folder x", "argument --run: no folder x"),
+        ("demo --data x", "argument --data: no folder x"),
+    ],
+)
+def test_did_you_mean(words, said, capsys, tmp_path, monkeypatch):
+    (tmp_path / "folder" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words.split())
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_data_help_points_to_the_help_of_its_actions(capsys):
+    shown = []
+    for words in (["data"], ["data", "prepare"]):
+        with pytest.raises(SystemExit):
+            cli.main([*words, "--help"])
+        shown.append(capsys.readouterr().out)
+    assert "patchrec-fast data ACTION --help" in shown[0]
+    assert "--min-user" not in shown[0]
+    assert "--min-user" in shown[1]
 
 
 @pytest.mark.parametrize("error", [ValueError("two\nlines"), OSError("disk"), ImportError("pip install x")])

@@ -7,10 +7,11 @@ import json
 import shutil
 import signal
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from patchrec_fast import SessionPatches
+from patchrec_fast import SessionPatches, data
 from patchrec_fast.cli.main import main
 from patchrec_fast.evaluation.profile import long_histories
 from patchrec_fast.layout.config import PromptConfig
@@ -122,12 +123,13 @@ def test_a_random_model(run, folders, tmp_path):
     ("flags", "message"),
     [
         (["--shape", "tiny"], "--tokenizer"),
-        (["--model", "m", "--tokenizer", "t"], "--tokenizer"),
-        (["--model", "nowhere"], "nowhere: no config.json"),
-        (["--shape", "tiny", "--tokenizer", "nowhere"], "nowhere: no tokenizer_config.json"),
+        (["--model", ".", "--tokenizer", "sample"], "--tokenizer"),
+        (["--model", "."], ". has no config.json"),
+        (["--shape", "tiny", "--tokenizer", "."], ". has no tokenizer_config.json"),
     ],
 )
-def test_bad_input_is_one_line(run, tmp_path, flags, message):
+def test_bad_input_is_one_line(run, tmp_path, flags, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     status, _, shown = run(*flags, "--more-than", 5, "--out", tmp_path)
     assert status == 1
     assert message in shown
@@ -135,6 +137,25 @@ def test_bad_input_is_one_line(run, tmp_path, flags, message):
 
 
 def test_nobody_is_long_enough(run, tmp_path):
-    status, _, shown = run("--shape", "tiny", "--out", tmp_path)
+    status, _, shown = run("--shape", "tiny", "--out", tmp_path, "--more-than", 500)
     assert status == 1
     assert "more than 500" in shown
+
+
+def test_data_of_short_histories(folders, tmp_path, capsys):
+    """What is measured fits them: no length that nobody has, no setting twice, patches where there is room for some."""
+    pytest.importorskip("matplotlib")
+    offsets = np.arange(13) * 12
+    items = np.random.default_rng(0).integers(0, 300, 144)
+    split = {name: np.full((12, 2), -1) for name in ("train", "val", "test")} | {"test": np.full((12, 2), 11)}
+    data.save(data.Dataset(items, offsets, folders.dataset.titles, split), tmp_path / "data")
+    flags = ["--model", folders.model, "--data", tmp_path / "data", "--out", tmp_path / "out", "--k", 2, "--json"]
+    assert main(["profile", *map(str, flags)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each["setting"] for each in found["compared"]] == [
+        "own prompt", "text, all items", "PFT-I, all items", "PFT-S, all items"
+    ]  # fmt: skip
+    assert {each["users"] for each in found["compared"]} == {10}
+    assert [each["items"] for each in found["growth"]] == [1, 3, 6, 12] * 4
+    text, patches, sessions = (each["rows"] for each in found["compared"][1:])
+    assert text > patches > sessions

@@ -11,8 +11,8 @@ import torch
 
 from patchrec_fast import Dropout, ItemPatches, SessionPatches, Text, data
 from patchrec_fast.cli import main as cli
-from patchrec_fast.cli import train as command
 from patchrec_fast.layout.config import PromptConfig
+from patchrec_fast.train import run as command
 from patchrec_fast.train.recipes import TYPES, Recipe, load
 from patchrec_fast.train.stages import STAGES
 from patchrec_fast.train.stages import stage as make_stage
@@ -23,14 +23,17 @@ SMALL += ["--hidden=16", "--layers=1", "--heads=2"]
 
 
 @pytest.fixture
-def called(monkeypatch):
-    """What `train` is called with, in place of training."""
+def called(monkeypatch, tmp_path):
+    """What `train` is called with, in place of training; there are folders of the names that the tests give."""
+    for name in ("folder", "there"):
+        (tmp_path / "here" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
     calls = []
 
     def record(recipe, stage, **rest):
         calls.append((recipe, stage, rest))
         return {"out": "nowhere", "stage": stage, "steps": 1, "first_val_loss": 2.0, "val_loss": 1.0,
-                "by": "user", "tokens_per_second": 1234.5, "targets_per_second": 56.7}  # fmt: skip
+                "by": "user", "rows_per_second": 1234.5, "targets_per_second": 56.7}  # fmt: skip
 
     monkeypatch.setattr(command, "train", record)
     return calls
@@ -200,8 +203,6 @@ def test_one_line_for_people_or_for_programs(called, capsys, monkeypatch):
         (["--batch", "0"], "batch: expected at least 1, got 0"),
         (["--batch", "1", "--rows", "1"], "batch, rows: expected one of them"),
         (["--recipe", "ml1m"], "no file ml1m, expected a TOML file or one of"),
-        (["--data", "no-such-folder"], "no-such-folder"),
-        (["--model", "./no-such-folder"], "model: no folder no-such-folder"),
         (["--instruction", "no place"], "[HISTORY_SEQUENCE] exactly once"),
         (["--schedule", "cosinus"], "cosinus"),
     ],

@@ -9,13 +9,17 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 
-from patchrec_fast import Packer, SessionPatches, Text, data
+from patchrec_fast import Packer, Recommender, SessionPatches, Text, __version__, data
 from patchrec_fast.cli.main import main
 from patchrec_fast.evaluation import Report
 from patchrec_fast.evaluation.profile import Profile
 from patchrec_fast.layout import Catalogue, Prompt
-from patchrec_fast.report import page, savings
+from patchrec_fast.layout.config import PromptConfig
+from patchrec_fast.models import tiny_model
+from patchrec_fast.report import examples, page, savings
+from patchrec_fast.report.names import told_apart
 from patchrec_fast.report.plots import Series, plot
 from patchrec_fast.report.savings import by_length
 
@@ -120,17 +124,20 @@ def everything(folder):
 
 def test_nothing_given(made):
     _, found = made()
-    assert found.count("section") == 5
-    assert found.text.count("Nothing was given") == 5
-    assert found.count("svg") == found.count("table") == 0
+    assert found.count("section") == 8
+    assert found.text.count("Nothing was given") == 7
+    assert found.count("svg") == 0
+    assert found.count("table") == 1  # where it was made
+    assert re.search(rf"patchrec_fast {re.escape(__version__)}, 20\d\d-\d\d-\d\d \d\d:\d\d UTC", found.text)
+    assert f"torch {torch.__version__} " in found.text
     for command in ("report --data", "evaluate", "profile", "train", "bench --record"):
         assert f"patchrec-fast {command}" in found.text
 
 
 def test_everything_given(made, folder):
     text, found = made(*everything(folder))
-    assert found.text.count("Nothing was given") == 1  # no --data
-    assert found.count("table") == 5
+    assert found.text.count("Nothing was given") == 3  # no --data, no --model
+    assert found.count("table") == 5 + 2  # how the evaluations were made, where the report was
     assert found.count("svg") == 1 + 2 + 2 + 2  # quality, cost, losses, benchmarks
     assert "4.00" in found.text  # 500 / 125 rows
     assert "0.7500 [" in found.text  # HR@20 of three hits in four
@@ -182,10 +189,11 @@ def test_colours_are_the_page_s(made, folder):
 
 def test_samples_that_differ_are_kept_apart(made, folder):
     report("other", 90.0, identity="other", ranks=(1, 2, 3, 4)).save(folder / "other.json")
+    _, bare = made()
     _, found = made("--evaluation", folder / "text", folder / "other.json")
-    assert found.count("table") == 2
+    assert found.count("table") - bare.count("table") == 2 + 1
     assert found.count("svg") == 2
-    assert found.count("tr") == 2 * 2  # a head and a report each
+    assert found.count("tr") - bare.count("tr") == 2 * 2 + 3  # a head and a report each; how both were made
 
 
 def test_without_a_text_run_there_is_no_plot_and_a_reason(made, folder):
@@ -240,7 +248,9 @@ def test_groups_of_users_end_where_their_names_say():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--run", "nowhere"], "no such file, expected an output folder of patchrec-fast train"),
+        (["--run", "pft"], "no such file, expected an output folder of patchrec-fast train"),
+        (["--model", "run"], "--model: expected --data too"),
+        (["--model", "run", "--data", "sample"], "patchrec.json"),
         (["--evaluation", "run"], "no such file, expected an output of patchrec-fast evaluate"),
         (["--profile", "nowhere"], "no such file, expected an output of patchrec-fast profile"),
         (["--evaluation", "profile.json"], "profile.json: not a report"),
@@ -276,3 +286,75 @@ def test_no_control_or_direction_mark_reaches_the_page(tmp_path):
 
 def test_the_page_of_no_section():
     assert Page(page.render("t", [])).count("section") == 0
+
+
+def test_evaluations_of_one_model_are_told_apart():
+    one = report("pft", 9.0, policy="P")
+    seen = dataclasses.replace(one, settings={**one.settings, "exclude_seen": True})
+    short = dataclasses.replace(one, settings={**one.settings, "max_items": 50})
+    alone = report("text", 9.0)
+    names = [each.name for each in told_apart([one, alone, seen, short])]
+    assert names == ["pft, max_items 100", "text", "pft, max_items 100, exclude_seen True", "pft, max_items 50"]
+    again = dataclasses.replace(one, ranks=[1, 1, 1, 1])
+    assert [each.name for each in told_apart([one, again])] == ["pft (1)", "pft (2)"]
+    assert told_apart([alone]) == [alone]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model folder and its data, in own ids."""
+    folder = tmp_path_factory.mktemp("trained")
+    made = data.generate(users=14, items=60)
+    ids = data.Ids(made.titles, [f"sku-{number}" for number in made.titles])
+    people = data.Ids(range(14), [f"u{number:02}" for number in range(14)])
+    made = dataclasses.replace(made, item_ids=ids, user_ids=people)
+    text = "Seen [HISTORY_SEQUENCE]."
+    sample = data.sample_tokenizer(made.titles.values())
+    model, tokenizer = tiny_model(made.titles, sample, instruction=text, hidden=16, layers=1, heads=2)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    settings = PromptConfig(text, policy=SessionPatches(5), max_items=20)
+    settings.save(folder / "model")
+    data.save(made, folder / "data")
+    return folder, made, Recommender(model, settings.packer(made.titles, tokenizer))
+
+
+def test_examples_are_what_the_model_recommends(trained):
+    _, made, rec = trained
+    last = np.max([made.splits[name][:, 1] for name in ("val", "test")], axis=0)
+    there = np.flatnonzero(last > 0)
+    found = examples(rec, made, users=3, k=4)
+    assert len(found) == min(3, len(there))
+    assert [each.user for each in found] == [f"u{there[at * len(there) // len(found)]:02}" for at in range(len(found))]
+    for each in found:
+        user = int(each.user[1:])
+        items = made.items[made.offsets[user] :][: last[user] + 1].tolist()
+        titles = [f"{made.titles[item]} (sku-{item})" for item in items]
+        assert each.chosen == titles[-1]
+        assert each.history == titles[:-1][-8:]
+        assert each.earlier == len(items) - 1 - len(each.history)
+        best = rec.recommend([items[:-1]], k=4, method="exact").items[0].tolist()
+        assert each.recommended == [f"{made.titles[item]} (sku-{item})" for item in best]
+        assert each.rank == (best.index(items[-1]) + 1 if items[-1] in best else None)
+
+
+def test_a_model_and_a_card(trained, tmp_path):
+    folder, made, _ = trained
+    table = tmp_path / "log.csv"
+    lines = [f"a{user},i{item},Title {item},{item}" for user in range(9) for item in range(12)]
+    table.write_text("\n".join(["user,item,title,time", *lines]))
+    assert main(["data", "prepare", "table", "--raw", str(table), "--out", str(tmp_path / "mine")]) == 0
+    pages = []
+    for flags in (
+        ["--data", folder / "data", "--model", folder / "model", "--users", 2],
+        ["--data", tmp_path / "mine"],
+    ):
+        assert main(["report", "--out", str(tmp_path / "r.html"), *map(str, flags)]) == 0
+        pages.append(Page((tmp_path / "r.html").read_text()))
+    assert "(sku-" in pages[0].text
+    assert "what came next" in pages[0].text
+    assert "Without a card.json" in pages[0].text
+    assert f"users {len(made)} items" in pages[0].text
+    assert "source table made by patchrec_fast" in pages[1].text
+    assert "inputs: log.csv: bytes" in pages[1].text
+    assert "(sku-" not in pages[1].text

@@ -50,6 +50,22 @@ def test_each_sample_once_an_epoch_in_another_order(sample, size, accumulation, 
     assert steps == np.repeat(np.arange(batches.optimizer_steps), parts).tolist()
 
 
+@pytest.mark.parametrize("size", [{"sequences": 7}, {"rows": 700}])
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_steps_beyond_the_epochs_go_on(sample, size, epochs):
+    def order(**given):
+        batches = MicroBatches(sample.train, sample.packer, stage("text"), accumulation=2, **size, **given)
+        return batches, [batches.describe(number).samples.tolist() for number in range(len(batches))]
+
+    many, every = order(epochs=5)
+    for steps in (1, many.optimizer_steps // 5 + 1, many.optimizer_steps // 2, many.optimizer_steps):
+        batches, found = order(epochs=epochs, steps=steps)
+        assert batches.optimizer_steps == steps
+        assert found == every[: 2 * steps]
+        assert batches.describe(len(batches) - 1).progress == (steps - 1) / steps
+        assert batches.targets(steps) == sum(map(len, found))
+
+
 def test_left_out_samples_are_counted(sample):
     batches = MicroBatches(sample.train, sample.packer, stage("text"), sequences=1, world_size=7, epochs=2)
     seen = np.concatenate([batches.describe(number).samples for number in range(len(batches))])
@@ -229,7 +245,7 @@ def test_a_single_sample(sample):
         ({"sequences": 2, "epochs": -1}, ValueError, "epochs"),
         ({"sequences": 2, "steps": 0}, ValueError, "steps: expected at least 1"),
         ({"sequences": 2, "seed": -1}, ValueError, "seed"),
-        ({"sequences": 2, "steps": 61}, ValueError, "steps: expected at most the 60 of 1 epochs, got 61"),
+        ({"sequences": 2, "steps": 600_001}, ValueError, "steps: expected at most 600,000, 10,000 epochs of them"),
         ({"sequences": 2, "accumulation": 11, "world_size": 11}, ValueError, "samples: got 120, expected at least 121"),
     ],
 )

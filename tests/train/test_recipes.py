@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from patchrec_fast.layout.prompt import PLACEHOLDER
+from patchrec_fast._options import PLACEHOLDER
 from patchrec_fast.train.recipes import BUILT_IN, Recipe, load
 from patchrec_fast.train.stages import STAGES
 

@@ -81,7 +81,7 @@ def test_curves(run, tmp_path):
         values = [float(row[name]) for row in rows]
         assert values == sorted(values)
     assert int(rows[-1]["tokens"]) == result["tokens"]
-    assert result["tokens_per_second"] == pytest.approx(result["tokens"] / result["seconds"], rel=1e-2)
+    assert result["rows_per_second"] == pytest.approx(result["tokens"] / result["seconds"], rel=1e-2)
 
 
 @pytest.mark.parametrize("stage", ["text", "pretrain", "history"])
@@ -91,7 +91,7 @@ def test_by_user(run, small, stage):
     result = run("out", stage, by="user", **changes)
     assert (result["by"], result["samples"]) == ("user", 60)
     assert result["val_loss"] < result["first_val_loss"]
-    targets, rows = (result[name] * result["seconds"] for name in ("targets_per_second", "tokens_per_second"))
+    targets, rows = (result[name] * result["seconds"] for name in ("targets_per_second", "rows_per_second"))
     assert targets == pytest.approx(180, rel=1e-2)
     assert rows == pytest.approx(result["tokens"], rel=1e-2)
     if stage != "history":

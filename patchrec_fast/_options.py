@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names and defaults that options of the command line take, apart from what they stand for: `--help` needs no torch."""
+
+from typing import Literal
+
+SAMPLE = "sample"
+"""Named as a tokenizer: a small one, trained on the titles; as data: the generated dataset."""
+TINY = "tiny"
+"""Named as a model: a small one, made from scratch."""
+
+PLACEHOLDER = "[HISTORY_SEQUENCE]"
+INSTRUCTION = f"Someone has chosen {PLACEHOLDER}. Which one will they choose next? Answer with its title only."
+SYSTEM = "You recommend what fits somebody's taste."
+"""The words around a history where a caller has none of their own."""
+
+Anchor = Literal["newest", "oldest"]
+STAGES = ("text", "pretrain", "pft-i", "pft-s", "dropout", "history")
+BY = ("auto", "user", "prompt")
+TARGETS_PER_PASS = 16
+
+LONG = 500
+"""The paper's Figure 8 is of ML-1M's users with more interactions than this."""
