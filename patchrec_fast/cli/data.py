@@ -179,9 +179,9 @@ def _source(options: argparse.Namespace) -> Source:
         return Goodreads(options.raw, options.date)
     if options.source == "table":
         names = ("user", "item", "title", "time", *_OF_TABLES)
-        given = {name: getattr(options, name) for name in names}
+        columns = {name: getattr(options, name) for name in names}
         train, *held_out = (
-            Columns(file, **given) for file in (options.raw, options.val, options.test) if file is not None
+            Columns(file, **columns) for file in (options.raw, options.val, options.test) if file is not None
         )
         return SplitFiles(train, *held_out) if held_out else train
     return MovieLens(options.raw)
