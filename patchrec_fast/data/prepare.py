@@ -97,6 +97,8 @@ class Rules:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}")
         check_shares(self.shares)
+        if self.split != "time" and self.shares != SHARES:
+            raise ValueError(f"shares: expected only with the split 'time', got {self.shares} with {self.split!r}")
 
 
 _MOVIELENS = Rules(above_rating=3, catalogue="all", parentheses="drop", articles="english")

@@ -99,6 +99,8 @@ def test_only_with_its_rule(tmp_path):
         prepare(three(files), Rules())
     with pytest.raises(ValueError, match="split: expected 'files' for SplitFiles and only for it, got 'files'"):
         prepare(Columns(files[0]), FILES)
+    with pytest.raises(ValueError, match="shares: expected only with the split 'time'"):
+        Rules(split="leave-one-out", shares=(8, 1, 1))
     with pytest.raises(ValueError, match="split: expected one of"):
         Rules(split="random")
 
