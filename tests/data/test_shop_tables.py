@@ -242,7 +242,7 @@ def test_on_the_command_line(tmp_path, capsys):
         "ann;m1;Salt & Pepper;31.12.2020 11:00;5",
         'ann;m2;"Milk\n1 l";30.12.2020 08:00;5',
         "bob;m3;Milk 1 l;29.12.2020 08:00;3,5",
-        "bob;m2;Milk 1 l;28.12.2020 08:00;1",
+        "bob;m2;Milk 1 l;28.12.2020 08:00;1,5",
         "",
     ]
     (tmp_path / "log.csv").write_text("\n".join(log), encoding="latin-1")
