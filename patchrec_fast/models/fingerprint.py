@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import _json
-from ..data import Dataset
+from ..data import Dataset, Ids
 from ..layout.packing import Packer
 
 if TYPE_CHECKING:
@@ -96,10 +96,12 @@ def of_samples(flat: NDArray[np.int64], offsets: NDArray[np.int64], targets: NDA
 
 
 def of_dataset(dataset: Dataset) -> Fingerprint:
-    """Of each field of a dataset."""
+    """Of each field of a dataset but the own ids, which nothing is learnt from."""
     found = {}
     for field in dataclasses.fields(dataset):
         value = getattr(dataset, field.name)
+        if isinstance(value, Ids):
+            continue
         parts = value if isinstance(value, Mapping) else {"": value}
         arrays = [np.asarray(part) for part in parts.values() if not isinstance(part, str)]
         words = [f"{key} {part}" if isinstance(part, str) else str(key) for key, part in parts.items()]

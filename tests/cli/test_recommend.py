@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from patchrec_fast import data
-from patchrec_fast.cli import models
 from patchrec_fast.cli.main import main
 
 
@@ -50,7 +49,7 @@ def test_the_table(run, folders):
 def test_titles_are_safe_to_print(run, folders, monkeypatch, tmp_path):
     titles = {item: f"\x1b]0;{item}\x07\x9b2J\u202e\nline {item}" for item in range(4)}
     dataset = data.Dataset(np.array([0, 1, 2, 3], np.int32), np.array([0, 4]), titles, {})
-    monkeypatch.setattr(models, "open_data", lambda folder: dataset)
+    monkeypatch.setattr("patchrec_fast.train.start.open_data", lambda folder: dataset)
     status, shown, told = run("--items", 0, 1, "--k", 3, "--method", "exact")
     assert status == 0
     assert len(shown.splitlines()) == 5

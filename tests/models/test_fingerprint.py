@@ -2,6 +2,7 @@
 """What changes a fingerprint, what does not, and weights that cannot be read as bytes."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import patchrec_fast as pf
+from patchrec_fast import data
 from patchrec_fast.models import fingerprint
 
 transformers = pytest.importorskip("transformers")
@@ -187,3 +189,11 @@ def test_options_as_json():
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     long = np.zeros(10_000)
     assert fingerprint.plain(long) != fingerprint.plain(np.where(np.arange(10_000) == 5000, 1.0, long))
+
+
+def test_own_ids_are_not_what_a_run_begins_with():
+    """Data of one content are one, whatever made them and whoever named their items."""
+    one, other = (data.generate(users=5, items=30) for _ in range(2))
+    assert fingerprint.of_dataset(one) == fingerprint.of_dataset(other)
+    named = dataclasses.replace(one, item_ids=data.Ids(one.titles, [f"sku-{item}" for item in one.titles]))
+    assert fingerprint.of_dataset(named) == fingerprint.of_dataset(one)
