@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`patchrec-fast recommend`: the next titles for one history."""
+"""`patchrec-fast recommend`: the next titles for one history, or for every user of the data."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._text import printable
 from . import search
+from .answers import write_answers
 from .models import add_model_arguments, open_recommender, plain, tell
 from .numbers import whole
 from .titles import find_titles
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = """  patchrec-fast recommend --model runs/pft-s --data path/to/ml-1m --history "Toy Story (1995)" heat Casino
   patchrec-fast recommend --model runs/pft-s --data path/to/ml-1m --user 42 --exclude-seen --deny sold-out.txt
-  patchrec-fast recommend --model runs/pft-s --data path/to/ml-1m --items 1 6 16 --k 5 --json"""
+  patchrec-fast recommend --model runs/pft-s --data path/to/ml-1m --items 1 6 16 --k 5 --json
+  patchrec-fast recommend --model runs/pft-s --data path/to/ml-1m --all-users --k 10 --out answers.csv"""
 _NEWEST = 10  # titles of a history that are printed
 
 
@@ -36,9 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="titles, oldest first; case, a year in parentheses and the place of an article do not matter, and a part "
         "of a title is enough where no other has it",
     )
+    history.add_argument("--all-users", action="store_true", help="every user of the data, to the file of --out")
     add = parser.add_argument
+    add("--out", metavar="FILE.csv", help="of --all-users: gets user, place, item, title and probability, in own ids")
     add("--k", type=whole(1), default=20, help="how many titles (default: 20)")
-    search.add_arguments(parser, method="exact; beam where --beams is given", normalize="children")
+    search.add_arguments(parser, method="exact; beam where --beams is given, and for --all-users", normalize="children")
     add("--allow", metavar="FILE", help="recommend only these items: a file of own ids, one a line")
     add("--deny", metavar="FILE", help="recommend none of these items: a file of own ids, one a line")
     add("--json", action="store_true", help="print a line of JSON instead of a table")
@@ -47,11 +51,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     import numpy as np
 
-    asked = search.asked(options, options.k, method="exact" if options.beams is None else "beam")
+    one = options.beams is None and not options.all_users
+    asked = search.asked(options, options.k, method="exact" if one else "beam")
+    out = file_of(options)
     rec, dataset = open_recommender(options)
-    items = history_of(options, dataset)
+    items = [] if options.all_users else history_of(options, dataset)
     limits = limits_of(options, dataset)
     tell(rec.packer.policy, rec.packer.max_items, rec.packer.step)
+    if out is not None:
+        written = write_answers(out, rec, dataset, options.k, {**asked, **limits})
+        result = {"file": str(out), "users": len(dataset), "rows": written}
+        print(
+            json.dumps(result) if options.json else f"{printable(str(out))}: {len(dataset):,} users, {written:,} rows"
+        )
+        return 0
     found = rec.recommend([items], options.k, **asked, **limits)
     answers = [
         {"item": dataset.item_ids.of(item), "title": dataset.titles[item], "probability": probability}
@@ -72,6 +85,27 @@ def run(options: argparse.Namespace) -> int:
         shown = f"{printable(answer['title'])}  ({printable(str(answer['item']))})"
         print(f"{place:3}  {answer['probability']:<9.3g}  {shown}")
     return 0
+
+
+def file_of(options: argparse.Namespace) -> Path | None:
+    """Where the answers for all users go; None for one history.
+
+    Raises:
+        ValueError: one of --all-users and --out without the other, or a file that is not called .csv.
+        OSError: a folder that is not there, or a folder in the file's place.
+    """
+    if options.all_users != (options.out is not None):
+        raise ValueError("--all-users and --out: expected both or none")
+    if options.out is None:
+        return None
+    out = Path(options.out)
+    if out.suffix.lower() != ".csv":
+        raise ValueError(f"--out: expected a name that ends in .csv, got {options.out!r}")
+    if out.is_dir():
+        raise IsADirectoryError(f"--out: {out} is a folder, expected a file")
+    if not out.parent.is_dir():  # before all users are asked for
+        raise FileNotFoundError(f"--out: {out.parent} is no folder")
+    return out
 
 
 def history_of(options: argparse.Namespace, dataset: Dataset) -> list[int]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`patchrec-fast recommend`: titles to ids, and the answers of the library."""
 
+import csv
 import dataclasses
 import json
 import math
@@ -75,6 +76,10 @@ def test_seen_titles_are_left_out(run):
         (["--user", 40], "--user: no user '40' among the 40 of the data"),
         (["--items", 1, "--method", "exact", "--beams", 30], "--beams: the exact search has none, got 30"),
         (["--items", 1, "--beams", 19], "--beams: expected at least the 20 titles of --k, got 19"),
+        (["--items", 1, "--out", "a.csv"], "--all-users and --out: expected both or none"),
+        (["--all-users"], "--all-users and --out: expected both or none"),
+        (["--all-users", "--out", "a.parquet"], "--out: expected a name that ends in .csv, got 'a.parquet'"),
+        (["--all-users", "--out", "no/such/a.csv"], "--out: no/such is no folder"),
         (["--items", 1, "--allow", "no/such/file"], "No such file or directory: 'no/such/file'"),
     ],
 )
@@ -165,7 +170,7 @@ def test_own_ids(run, folders, monkeypatch, tmp_path):
     users = [f"u{row}@shop" for row in range(len(dataset))]
     ids = {"item_ids": data.Ids(list(sku), sku.values()), "user_ids": data.Ids(range(len(users)), users)}
     shop = dataclasses.replace(dataset, **ids)
-    monkeypatch.setattr(models, "open_data", lambda folder: shop)
+    monkeypatch.setattr("patchrec_fast.train.start.open_data", lambda folder: shop)
     (tmp_path / "deny").write_text(f"{sku[3]}\n{sku[4]}\n")
     asked = ("--deny", tmp_path / "deny", "--json", "--k", 300)
     found = json.loads(run("--user", "u2@shop", *asked)[1])
@@ -179,3 +184,38 @@ def test_own_ids(run, folders, monkeypatch, tmp_path):
     status, _, told = run("--items", "SKU-0997", "sku-0996")
     assert status == 1
     assert "--items: no item 'sku-0996' among the 300 of the data; did you mean 'SKU-0996'" in told
+
+
+def test_all_users_as_one_by_one(run, folders, tmp_path):
+    out, deny = tmp_path / "answers.csv", tmp_path / "deny.txt"
+    deny.write_text("7\n9\n")
+    flags = ["--k", 3, "--method", "exact", "--exclude-seen", "--deny", deny]
+    status, shown, _ = run("--all-users", "--out", out, *flags)
+    assert (status, shown) == (0, f"{out}: 40 users, 120 rows\n")
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 120
+    for user in (0, 17, 39):
+        _, line, _ = run("--user", user, *flags, "--json")
+        found = json.loads(line)["recommendations"]
+        own = [row for row in rows if row["user"] == str(user)]
+        assert [row["place"] for row in own] == ["1", "2", "3"]
+        assert [(int(row["item"]), row["title"]) for row in own] == [(each["item"], each["title"]) for each in found]
+        assert [float(row["probability"]) for row in own] == pytest.approx(
+            [each["probability"] for each in found], 1e-4
+        )
+
+
+def test_answers_that_fail_leave_the_file_that_was_there(run, folders, tmp_path, monkeypatch):
+    out = tmp_path / "answers.csv"
+    out.write_text("old")
+
+    def fail(*arguments, **options):
+        raise ValueError("in the middle")
+
+    monkeypatch.setattr("patchrec_fast.recommend.recommender.Recommender.recommend", fail)
+    status, _, told = run("--all-users", "--out", out)
+    assert status == 1
+    assert "in the middle" in told
+    assert [path.name for path in tmp_path.glob("answers*")] == ["answers.csv"]
+    assert out.read_text() == "old"
