@@ -2,6 +2,7 @@
 """What changes a fingerprint, what does not, and weights that cannot be read as bytes."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import patchrec_fast as pf
+from patchrec_fast import data
 from patchrec_fast.models import fingerprint
 
 transformers = pytest.importorskip("transformers")
@@ -153,6 +155,8 @@ def test_adapters_count():
 def test_every_field_of_a_dataset_counts(sample):
     before = fingerprint.of_dataset(sample)
     assert fingerprint.of_dataset(copy.deepcopy(sample)) == before
+    own = data.Ids(sample.titles, (f"item {number}" for number in sample.titles))
+    assert fingerprint.of_dataset(dataclasses.replace(sample, item_ids=own)) == before
     titles = {**sample.titles, 3: "Another \udcff"}
     splits = {**sample.splits, "val": sample.splits["val"][::-1]}
     for name, value in {
