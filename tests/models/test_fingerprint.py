@@ -155,6 +155,8 @@ def test_adapters_count():
 def test_every_field_of_a_dataset_counts(sample):
     before = fingerprint.of_dataset(sample)
     assert fingerprint.of_dataset(copy.deepcopy(sample)) == before
+    own = data.Ids(sample.titles, (f"item {number}" for number in sample.titles))
+    assert fingerprint.of_dataset(dataclasses.replace(sample, item_ids=own)) == before
     titles = {**sample.titles, 3: "Another \udcff"}
     splits = {**sample.splits, "val": sample.splits["val"][::-1]}
     for name, value in {
