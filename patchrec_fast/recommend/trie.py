@@ -167,12 +167,6 @@ class Trie:
         """(N,) int64: the place of a node's token in `used`; 0 for the root."""
         return torch.searchsorted(self.used, self.token)
 
-    def first_items(self, leaf: ArrayLike) -> Array:
-        """The first item of each leaf, -1 where `leaf` is negative; any shape, int64."""
-        nodes, items = np.asarray(leaf), self.items.cpu().numpy()
-        place = self.item_first.cpu().numpy()[nodes.clip(min=0)].clip(max=len(items) - 1)
-        return np.where(nodes < 0, -1, items[place])
-
     def leaf_of(self, item_ids: ArrayLike) -> Array:
         """The leaf of each item, (n,) int64.
 

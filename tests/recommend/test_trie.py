@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from patchrec_fast.ragged import Ragged
 from patchrec_fast.recommend import Trie, trie_files
+from patchrec_fast.recommend.exclusion import Exclusion
 from patchrec_fast.recommend.trie import TENSORS
 from tests.recommend import catalogues
 from tests.recommend.catalogues import catalogue_of
@@ -89,7 +91,7 @@ def test_one_title_of_one_token():
 def test_shared_titles():
     trie = Trie.from_catalogue(catalogue_of({8: (1, 2), 3: (1,), 4: (1, 2)}), END)
     assert read_back(trie) == {(1, 2, END): [8, 4], (1, END): [3]}
-    assert trie.first_items(torch.tensor([trie.leaf_of([4])[0], -1])).tolist() == [8, -1]
+    assert Exclusion(trie).first_items([[trie.leaf_of([4])[0], -1]], Ragged([4], [0, 1])).tolist() == [[8, -1]]
 
 
 @pytest.mark.parametrize("seed", range(4))
