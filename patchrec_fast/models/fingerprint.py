@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import _json
-from ..data import Dataset, Ids
+from ..data import Dataset
 from ..layout.packing import Packer
 
 if TYPE_CHECKING:
