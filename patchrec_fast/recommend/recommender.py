@@ -339,8 +339,9 @@ class Recommender:
         return next(self._model.parameters()).device
 
     def fingerprint(self) -> dict[str, Any]:
-        """Of model, prompts and catalogue, JSON values (`patchrec_fast.models.fingerprint`)."""
-        return {**of_model(self.model), **of_packer(self.packer)}
+        """Of model, prompts, catalogue and the beams of a call that asks for none in number, JSON values
+        (`patchrec_fast.models.fingerprint`)."""
+        return {**of_model(self.model), **of_packer(self.packer), "beams": default_beams(1)}
 
     def settings(self) -> dict[str, Any]:
         """How the prompts are made, and the model's dtype and size, in words and numbers for a report."""

@@ -56,3 +56,12 @@ def test_real_catalogues(make_model, data_dir, name):
     beam = firsts(rec, histories)
     exact = firsts(rec, histories, method="exact")
     assert len(beam) == len(exact) == 3
+
+
+def test_an_evaluation_with_other_beams_is_not_gone_on_with(recommender, histories, monkeypatch, tmp_path):
+    """Of a version that has another default."""
+    samples = histories, [1] * len(histories)
+    pf.evaluate(recommender, samples, (10,), out=tmp_path)
+    monkeypatch.setattr("patchrec_fast.recommend.recommender.default_beams", lambda k: k)
+    with pytest.raises(ValueError, match="another run.*beams"):
+        pf.evaluate(recommender, samples, (10,), out=tmp_path)
