@@ -2,6 +2,7 @@
 """The code of README and docs: Python runs as printed, top to bottom, on a small model and dataset in place of those it
 names; the README's commands run, with fewer steps and samples; commands that need a hub, a GPU or hours parse."""
 
+import csv
 import importlib.util
 import os
 import re
@@ -151,17 +152,44 @@ def test_commands_exist_and_parse(words, monkeypatch):
     parser_of(rest[0]).parse_args(rest[1:])
 
 
-def test_the_readmes_commands_run(monkeypatch, tmp_path):
+def run_commands(lines, fewer):
+    """Commands as printed, with flags for fewer steps."""
+    for line in lines:
+        _, command, *flags = shlex.split(line)
+        assert main([command, *flags, *fewer.get(command, [])]) == 0, line
+
+
+@pytest.fixture
+def empty(monkeypatch, tmp_path):
     for name in ("pyarrow", "accelerate", "matplotlib"):
         pytest.importorskip(name)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readmes_commands_run(empty):
     [block] = [block for block in blocks("README.md", "bash") if "patchrec-fast train" in block]
-    fewer = {"train": ["--steps", "2", "--limit-val", "4"], "evaluate": ["--limit", "4"]}
-    for line in block.splitlines():
-        _, command, *flags = shlex.split(line)
-        assert main([command, *flags, *fewer.get(command, [])]) == 0
-    assert (tmp_path / "report.html").stat().st_size > 10_000
+    run_commands(block.splitlines(), {"train": ["--steps", "2", "--limit-val", "4"], "evaluate": ["--limit", "4"]})
+    assert (empty / "report.html").stat().st_size > 10_000
+
+
+def test_from_two_tables_to_answers(empty, capfd):
+    """The page's commands one after another; PATCHREC_FAST_AS_PRINTED=1 leaves none of its steps out."""
+    whole = os.environ.get("PATCHREC_FAST_AS_PRINTED")
+    lines = [line for block in blocks("docs/your-data.md", "bash") for line in block.replace("\\\n", " ").splitlines()]
+    run_commands(lines, {} if whole else {"train": ["--steps", "3", "--limit-val", "8"], "evaluate": ["--limit", "8"]})
+    shop = data.load("data/shop")
+    with open("answers.csv", encoding="utf-8", newline="") as file:
+        answers = list(csv.DictReader(file))
+    assert {answer["user"] for answer in answers} == set(shop.user_ids)
+    assert {answer["item"] for answer in answers} <= set(shop.item_ids)
+    assert len(answers) == 10 * len(shop)
+    assert "Crème Fraîche" in shop.titles.values()
+    report = Path("report.html").read_text(encoding="utf-8")
+    assert "popularity" in report
+    if whole:
+        assert "Tomato Passata" in capfd.readouterr().out.partition("\n  1  ")[2][:40]  # to flour, yeast and oil
 
 
 def test_pre_training_then_fine_tuning_runs(monkeypatch, tmp_path):

@@ -8,10 +8,10 @@ from ..data.faults import shown
 from ..data.tally import Tally
 
 _CHANGED = {
-    "HTML entities": "had HTML entities, which are decoded",
-    "control characters and spaces": "had control characters, line ends or repeated spaces, which are gone",
-    "parentheses": "had parentheses, which are dropped (--keep-year keeps the year, --parentheses keep all)",
-    "articles": "had an article at the end, which is at the front now (--articles keep leaves it)",
+    "HTML entities": "with HTML entities, which are characters now",
+    "control characters and spaces": "with control characters, line ends or repeated spaces, which are gone",
+    "parentheses": "with parentheses, which are dropped (--keep-year keeps the year, --parentheses keep all)",
+    "articles": "with an article at the end, which is at the front now (--articles keep leaves it)",
 }
 
 
@@ -21,17 +21,17 @@ def sentences(tallies: dict[str, Tally], read: int) -> Iterator[str]:
         count, examples = tally.count, tally.examples
         first: Any = examples[0] if examples else None
         if name == "rated too low":
-            yield f"{count:,} of {read:,} rows are rated too low and left out"
+            yield f"rated too low: {count:,} of {read:,} rows, left out"
         elif name == "repeats":
             yield (
-                f"{count:,} of {read:,} rows repeat an item of their user and are left out, the earliest stays: user "
+                f"an item again of the same user: {count:,} of {read:,} rows, left out, the earliest stays: user "
                 f"{first['user']!r} has item {first['item']!r} {first['times']:,} times (--keep-repeats keeps them)"
             )
         elif name == "untitled items":
-            yield f"{count:,} items have no title and are left out: {_list(examples, count)}"
+            yield f"{_many(count, 'item')} without a title, left out: {_list(examples, count)}"
         elif name == "items with several titles":
             yield (
-                f"{count:,} items have several titles, the first stays: item {first['item']!r} is called "
+                f"{_many(count, 'item')} with several titles, the first stays: item {first['item']!r} is called "
                 f"{shown(first['kept'])}, not {shown(first['other'])}"
             )
         elif name == "shared titles":
@@ -40,7 +40,11 @@ def sentences(tallies: dict[str, Tally], read: int) -> Iterator[str]:
             )
             yield f"{count:,} items share their title with another, a model cannot tell them apart: {groups}"
         else:
-            yield f"{count:,} titles {_CHANGED[name]}: {shown(first['before'])} is {shown(first['after'])}"
+            yield f"{_many(count, 'title')} {_CHANGED[name]}: {shown(first['before'])} is {shown(first['after'])}"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _list(names: list[Any], count: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from patchrec_fast.data import MovieLens, Rules, card, load, prepare, tables
+from patchrec_fast.data import Columns, MovieLens, Rules, card, load, prepare, tables
 from tests.data.raw import Rows, movielens
 
 pq = pytest.importorskip("pyarrow.parquet")
@@ -103,3 +103,13 @@ def test_a_full_disk_in_the_middle_of_a_table(tmp_path, source, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_two_files_of_one_name_are_both_in_the_card(tmp_path):
+    for folder, items in (("log", "user,item,time\nann,a,1\nann,b,2\n"), ("shop", "item,title\na,A\nb,B\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "table.csv").write_text(items)
+    log = Columns(tmp_path / "log" / "table.csv", titles=tmp_path / "shop" / "table.csv")
+    inputs = write(log, tmp_path / "out")["inputs"]
+    assert list(inputs) == ["table.csv", "table.csv (2)"]
+    assert len({entry["sha256"] for entry in inputs.values()}) == 2

@@ -252,13 +252,13 @@ def test_on_the_command_line(tmp_path, capsys):
     assert main(words) == 0
     notes = capsys.readouterr().err
     for said in (
-        "1 of 6 rows are rated too low and left out",
-        "1 of 6 rows repeat an item of their user and are left out, the earliest stays",
+        "rated too low: 1 of 6 rows, left out",
+        "an item again of the same user: 1 of 6 rows, left out, the earliest stays",
         "user 'ann' has item 'm1' 2 times (--keep-repeats keeps them)",
-        "1 items have several titles, the first stays: item 'm1' is called 'Salt & Pepper', not 'SALT & PEPPER'",
+        "1 item with several titles, the first stays: item 'm1' is called 'Salt & Pepper', not 'SALT & PEPPER'",
         "2 items share their title with another, a model cannot tell them apart: 'Milk 1 l' is 'm2', 'm3'",
-        "1 titles had HTML entities, which are decoded: 'Salt &amp; Pepper' is 'Salt & Pepper'",
-        r"1 titles had control characters, line ends or repeated spaces, which are gone: 'Milk\n1 l' is 'Milk 1 l'",
+        "1 title with HTML entities, which are characters now: 'Salt &amp; Pepper' is 'Salt & Pepper'",
+        r"1 title with control characters, line ends or repeated spaces, which are gone: 'Milk\n1 l' is 'Milk 1 l'",
     ):
         assert said in notes
     card = json.loads((tmp_path / "out" / "card.json").read_text())

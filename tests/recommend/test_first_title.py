@@ -63,5 +63,5 @@ def test_an_evaluation_with_other_beams_is_not_gone_on_with(recommender, histori
     samples = histories, [1] * len(histories)
     pf.evaluate(recommender, samples, (10,), out=tmp_path)
     monkeypatch.setattr("patchrec_fast.recommend.recommender.default_beams", lambda k: k)
-    with pytest.raises(ValueError, match="another run.*beams"):
+    with pytest.raises(ValueError, match=r"another run.*beams"):
         pf.evaluate(recommender, samples, (10,), out=tmp_path)
