@@ -135,15 +135,16 @@ class Progress(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._bar.update(state.global_step - self._bar.n)
-        steps, seconds = state.global_step - self._step, self._clock() - self._said
-        if seconds >= self._SHORT and (steps >= self._PART * state.max_steps or seconds >= self._LONG):
-            self._say(state)
+        if not (control.should_log or control.should_evaluate):  # whose losses are news, a moment later
+            self._say_if_due(state)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> None:
         if "eval_loss" in logs:
-            self._say(state)
+            self._say(state, validated=True)
+        elif not control.should_evaluate:
+            self._say_if_due(state)
         losses = {split: self._curves.last(split) for split in SPLITS}
         shown = {split: f"{point.loss:.3f}" for split, point in losses.items() if point}
         rows, targets = self._curves.speed
@@ -154,14 +155,19 @@ class Progress(TrainerCallback):
         if self._others:
             logging.enable_progress_bar()
 
-    def _say(self, state: TrainerState) -> None:
+    def _say_if_due(self, state: TrainerState) -> None:
+        steps, seconds = state.global_step - self._step, self._clock() - self._said
+        if seconds >= self._SHORT and (steps >= self._PART * state.max_steps or seconds >= self._LONG):
+            self._say(state)
+
+    def _say(self, state: TrainerState, validated: bool = False) -> None:
         if not self._bar.disable or not state.is_world_process_zero:
             return
         now, done = self._clock(), state.global_step - self._first
         self._said, self._step = now, state.global_step
         said = [f"step {state.global_step:,} of {state.max_steps:,}"]
         for split, name in zip(SPLITS, ("loss", "validation loss"), strict=True):
-            if (point := self._curves.last(split)) is not None:
+            if (split == SPLITS[0] or validated) and (point := self._curves.last(split)) is not None:
                 said.append(f"{name} {point.loss:.3f}")
         if done:
             rows, targets = self._curves.speed

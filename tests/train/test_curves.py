@@ -59,13 +59,32 @@ def test_a_line_every_so_often_without_a_terminal(tmp_path, capsys, seconds, ste
         if lines := capsys.readouterr().err.splitlines():
             [line] = lines
             said.append((now, state.global_step))
-            assert line.startswith(f"step {state.global_step:,} of {steps:,}, loss 2.500, validation loss 9.000, ")
+            assert line.startswith(f"step {state.global_step:,} of {steps:,}, loss 2.500, {300 / seconds:,.0f} rows/s")
             assert f"{300 / seconds:,.0f} rows/s, {7 / seconds:,.1f} targets/s" in line
             assert line.endswith(" left")
     bar.on_train_end(None, state, control)
     times = [0.0, *(time for time, _ in said)]
     assert all(10 <= after - before <= max(300, 0.05 * steps * seconds) for before, after in itertools.pairwise(times))
     assert len(said) == {0.1: 0, 1: 20, 60: 200}[seconds]
+
+
+def test_one_line_of_a_step_that_is_validated(tmp_path, capsys):
+    """As transformers calls: the step's end, its training loss, then its validation."""
+    curves = Curves(tmp_path / "curves.csv", lambda steps: 0)
+    now = 0.0
+    bar, control, state = Progress(curves, clock=lambda: now), TrainerControl(), TrainerState(max_steps=100)
+    bar.on_train_begin(None, state, control)
+    now, state.global_step = 60.0, 50
+    control.should_log = control.should_evaluate = True
+    bar.on_step_end(None, state, control)
+    curves.points.append(Point(50, "train", 2.5, 0, now))
+    bar.on_log(None, state, control, {"loss": 2.5})
+    assert capsys.readouterr().err == ""
+    curves.points.append(Point(50, "val", 3.5, 0, now))
+    bar.on_log(None, state, control, {"eval_loss": 3.5})
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("step 50 of 100, loss 2.500, validation loss 3.500, ")
+    bar.on_train_end(None, state, control)
 
 
 def test_the_time_that_is_left(tmp_path, capsys):
