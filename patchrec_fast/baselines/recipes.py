@@ -27,9 +27,9 @@ class Recipe:
         learning_rate: AdamW's peak.
         weight_decay: AdamW's.
         warmup: steps in which the learning rate rises from 0.
-        falls: whether it then falls to 0 in a straight line.
+        falls: whether it then falls to 0 in a straight line; the last round's weights are the result then.
         clip: the gradient's largest norm; 0 leaves it.
-        patience: rounds without a better validation, after which training stops.
+        patience: rounds without a better validation, after which training stops, unless the learning rate falls.
     """
 
     loss: Literal["softmax", "bce"]

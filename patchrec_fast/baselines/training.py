@@ -59,8 +59,8 @@ def train(
 ) -> Sequential:
     """Trains on the users' histories up to their last interaction of the train split.
 
-    After each round HR@20 of 1,000 val samples is counted, seen items allowed; the weights of the best round are kept,
-    where there is no val split those of the last.
+    After each round HR@20 of 1,000 val samples is counted, seen items allowed. The weights of the best round are kept;
+    where there is no val split, or the learning rate falls until the end, those of the last.
 
     Args:
         name: "sasrec" or "gru4rec".
@@ -101,12 +101,12 @@ def train(
         optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
         state = _resume(folder / CHECKPOINT, began_with, network, optimizer)
         samples = _validation(dataset)
-        while len(state.rounds) < recipe.rounds and not _gave_up(state.rounds, recipe.patience):
+        while len(state.rounds) < recipe.rounds and not _gave_up(state.rounds, recipe):
             number = len(state.rounds)
             loss, step = _round(network, optimizer, titles, number, state.step, seed, progress)
             score = None if samples is None else _hit_rate(ranker, *samples)
             rounds = [*state.rounds, {"loss": loss, "HR@20": score}]
-            best = _weights(network) if number == _best(rounds) else state.best
+            best = _weights(network) if number == _best(rounds, recipe) else state.best
             state = _State(rounds, step, best)
             _save(folder / CHECKPOINT, began_with, network, optimizer, state)
         network.load_state_dict(state.best)
@@ -215,13 +215,15 @@ def _hit_rate(ranker: Sequential, histories: list[NDArray[np.int32]], targets: N
     return float((np.concatenate(ranks) <= 20).mean())
 
 
-def _best(rounds: list[dict[str, float | None]]) -> int:
-    """The last of the rounds with the highest score; without scores the last."""
+def _best(rounds: list[dict[str, float | None]], recipe: Recipe) -> int:
+    """The last of the rounds with the highest score; without scores, or where the learning rate falls, the last."""
+    if recipe.falls:
+        return len(rounds) - 1
     return max(range(len(rounds)), key=lambda place: (rounds[place]["HR@20"] or 0.0, place))
 
 
-def _gave_up(rounds: list[dict[str, float | None]], patience: int) -> bool:
-    return bool(rounds) and len(rounds) - 1 - _best(rounds) >= patience
+def _gave_up(rounds: list[dict[str, float | None]], recipe: Recipe) -> bool:
+    return bool(rounds) and len(rounds) - 1 - _best(rounds, recipe) >= recipe.patience
 
 
 def _weights(network: Network) -> dict[str, Tensor]:

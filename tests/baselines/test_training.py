@@ -102,9 +102,17 @@ def test_the_best_round_is_kept_and_patience_ends(cyclic, tmp_path, monkeypatch)
     scores = iter([0.1, 0.5, 0.4, 0.5, 0.3, 0.2, 0.1])
     kept = []
     monkeypatch.setattr(training, "_hit_rate", lambda ranker, *_: kept.append(weights_of(ranker)) or next(scores))
-    train("sasrec", *cyclic, tmp_path, recipe=small("sasrec", "strong", rounds=20, patience=2))
+    train("sasrec", *cyclic, tmp_path, recipe=small("sasrec", "strong", rounds=20, patience=2, falls=False))
     assert len(kept) == 6
     assert equal(weights(tmp_path), kept[3])
+
+
+def test_a_falling_rate_ends_at_the_last_round(cyclic, tmp_path, monkeypatch):
+    scores = iter([0.1, 0.5, 0.4, 0.3])
+    monkeypatch.setattr(training, "_hit_rate", lambda *_: next(scores))
+    ranker = train("sasrec", *cyclic, tmp_path, recipe=small("sasrec", "strong", rounds=4, patience=1))
+    now = load_file(tmp_path / "checkpoint.safetensors")
+    assert equal(weights(tmp_path), {name: now[f"now {name}"] for name in ranker.network.state_dict()})
 
 
 def weights_of(ranker):
