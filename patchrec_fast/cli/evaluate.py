@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ..baselines import Baseline
     from ..data import Dataset, Samples
     from ..evaluation import Report
     from ..layout import Catalogue
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 EXAMPLE = """  patchrec-fast evaluate --model runs/pft-s --data path/to/ml-1m --out runs/pft-s/test --baselines
   patchrec-fast evaluate --model runs/text --data path/to/ml-1m --compare runs/pft-s/test/report.json"""
 _BASELINE_BATCH = 256  # samples at once
+_EASE_MOST = 10_000  # items; its time grows with their cube, its memory with their square
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=whole(1), default=16, metavar="N", help="samples decoded at once (default: 16)")
     add("--out", help="folder for each batch's results and the report; a killed run goes on there")
     add("--compare", metavar="REPORT.JSON", help="another report over the same samples")
-    add("--baselines", action="store_true", help="also popularity and chance")
+    add("--baselines", action="store_true", help="also popularity, EASE and chance")
     add("--json", action="store_true", help="print a line of JSON instead of tables")
 
 
@@ -110,9 +113,15 @@ def _baselines(
     dataset: Dataset, catalogue: Catalogue, samples: Samples, ks: list[int], users: NDArray[np.integer]
 ) -> list[Report]:
     """A report of each, with titles of the history and without; what they cost is not worth a column."""
-    from ..evaluation import Chance, Popularity, evaluate
+    from ..baselines import EASE, Chance, Popularity
+    from ..evaluation import evaluate
 
-    rankers = {"popularity": Popularity(dataset, catalogue), "random": Chance(catalogue)}
+    rankers: dict[str, Baseline] = {"popularity": Popularity(dataset, catalogue)}
+    if len(catalogue) <= _EASE_MOST:
+        rankers["ease"] = EASE(dataset, catalogue)
+    else:
+        print(f"baselines: without EASE, which takes minutes for {len(catalogue):,} items", file=sys.stderr)
+    rankers["random"] = Chance(catalogue)
     reports = [
         evaluate(
             ranker,

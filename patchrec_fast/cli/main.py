@@ -21,6 +21,7 @@ from .._text import near, printable
 from .completion import SHELLS, script
 
 COMMANDS = {
+    "baseline": "a recommender without a language model, learnt and evaluated",
     "bench": "run the benchmarks of a checkout of the repository",
     "data": "download, prepare, look at and make up datasets",
     "demo": "the whole story on this machine: data, training, evaluation, cost, report",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-MISS = -1
+from ..recommend.ranker import MISS as MISS
 
 Values = dict[str, NDArray[np.float64]]
 """Metric name, such as "HR@10" -> (S,) the value of each sample; the metric is their mean."""

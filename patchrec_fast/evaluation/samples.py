@@ -4,26 +4,10 @@
 import hashlib
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from ..layout.histories import Histories, flatten, integers
+from ..layout.histories import checked as checked
 from ..ragged import counting, to_offsets
-
-
-def checked(histories: Histories, targets: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Histories as flat (N,) and offsets (S + 1,), and targets (S,), all int64.
-
-    Raises:
-        TypeError: ids that are not integers.
-        ValueError: no samples, an empty history, or other than one target a history.
-    """
-    wanted = integers("targets", targets)
-    if not len(wanted):
-        raise ValueError("samples: got none, expected at least one; is the split that they are of empty?")
-    flat, offsets = flatten(histories)
-    if len(wanted) != len(offsets) - 1:
-        raise ValueError(f"targets: got {len(wanted)} for {len(offsets) - 1} histories, expected one a history")
-    return flat, offsets, wanted
 
 
 def users_of(flat: NDArray[np.int64], offsets: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:

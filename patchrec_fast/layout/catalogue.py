@@ -109,6 +109,27 @@ class Catalogue:
         made._warn(tokenizer.unk_token_id)
         return made
 
+    @classmethod
+    def of_bytes(cls, titles: Mapping[int, str]) -> Catalogue:
+        """The bytes of the titles' UTF-8 are their tokens: for recommenders without a language model.
+
+        Items whose titles are the same string are one answer, as under any tokenizer that loses nothing.
+
+        Args:
+            titles: item id -> title.
+
+        Raises:
+            TypeError: an item id that is not an integer.
+            ValueError: no titles, an id that is negative, or a title that is empty or that UTF-8 cannot hold.
+        """
+        if not titles:
+            raise ValueError("titles: got none, expected at least one item")
+        tokens = [np.frombuffer(title.encode(), np.uint8).astype(np.int32) for title in titles.values()]
+        if empty := [item for item, token in zip(titles, tokens, strict=True) if not len(token)]:
+            raise ValueError(f"titles: the title of item {empty[0]} is empty")
+        offsets = to_offsets(np.array([len(token) for token in tokens])).astype(np.int32)
+        return cls(np.concatenate(tokens), offsets, integers("titles", list(titles)), list(titles.values()))
+
     def __post_init__(self) -> None:
         integers("item_ids", self.item_ids)
         if self.ids is not None:

@@ -92,6 +92,22 @@ def flatten(histories: Histories) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     return flat, offsets
 
 
+def checked(histories: Histories, targets: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Histories as flat (N,) and offsets (S + 1,), and targets (S,), all int64.
+
+    Raises:
+        TypeError: ids that are not integers.
+        ValueError: no samples, an empty history, or other than one target a history.
+    """
+    wanted = integers("targets", targets)
+    if not len(wanted):
+        raise ValueError("samples: got none, expected at least one; is the split that they are of empty?")
+    flat, offsets = flatten(histories)
+    if len(wanted) != len(offsets) - 1:
+        raise ValueError(f"targets: got {len(wanted)} for {len(offsets) - 1} histories, expected one a history")
+    return flat, offsets, wanted
+
+
 def _pair(histories: tuple[ArrayLike, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     if len(histories) != 2 or not all(hasattr(part, "dtype") for part in histories):
         parts = ", ".join(type(part).__name__ for part in histories)

@@ -11,6 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..layout.histories import Histories
 
+MISS = -1
+"""The rank of a target that is not among the answers."""
+
 
 @dataclass(frozen=True, eq=False)
 class Ranked:

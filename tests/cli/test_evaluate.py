@@ -90,7 +90,7 @@ def test_baselines_and_comparison(run, folders, tmp_path):
     ours, theirs = (report["metrics"]["HR@20"]["value"] for report in (found["report"], popular))
     assert difference == pytest.approx(ours - theirs)
     _, table, _ = run(*flags)
-    for text in ("HR@20", "popularity, unseen", "against random", "rows a prompt", "decode"):
+    for text in ("HR@20", "popularity, unseen", "ease, unseen", "against random", "rows a prompt", "decode"):
         assert text in table
         assert text in (tmp_path / "second" / "report.txt").read_text()
 

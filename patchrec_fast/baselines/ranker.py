@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recommender has to beat: popularity and chance, as `Ranker`s."""
+"""`Baseline`: a `Ranker` by a score of every title."""
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -12,12 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..data import Dataset
 from ..layout.catalogue import Catalogue
-from ..layout.histories import Histories, flatten
-from ..models import fingerprint
-from ..ragged import counting
-from ..recommend.ranker import Ranked
-from .metrics import MISS
-from .samples import checked
+from ..layout.histories import Histories, checked, flatten
+from ..ragged import Ragged, counting, to_offsets
+from ..recommend.ranker import MISS, Ranked
+
+Scores = NDArray[np.floating[Any]]
 
 
 class Baseline(ABC):
@@ -29,20 +27,30 @@ class Baseline(ABC):
 
     Attributes:
         catalogue: what can be recommended, I items of A titles.
+        num_titles: A.
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
+        self.num_titles = int(catalogue.answers.max()) + 1
         self._order = np.argsort(catalogue.answers, kind="stable")  # (I,) the items of a title side by side
-        self._begin = np.searchsorted(catalogue.answers[self._order], np.arange(catalogue.answers.max() + 1))  # (A,)
+        self._begin = np.searchsorted(catalogue.answers[self._order], np.arange(self.num_titles))  # (A,)
 
     @abstractmethod
-    def scores(self, flat: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(B, A), a greater one is better, of the histories flat (N,) and offsets (B + 1,)."""
+    def _scores(self, histories: Ragged) -> Scores:
+        """(B, A), a greater one is better, of B histories of titles by number, oldest first, none empty."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """Of all that the answers depend on, JSON values."""
+
+    def scores(self, histories: Histories) -> Scores:
+        """(B, I) in the order of the catalogue, a greater one is better; items that share a title have one score.
+
+        Raises:
+            TypeError, ValueError: malformed histories, or an unknown item.
+        """
+        return self._scores(self._titles(*flatten(histories)))[:, self.catalogue.answers]
 
     def recommend(self, histories: Histories, k: int = 20, *, exclude_seen: bool = False) -> Ranked:
         """The k best titles of each history; of those that items share the first, with `exclude_seen` the first unseen.
@@ -52,7 +60,7 @@ class Baseline(ABC):
         """
         flat, offsets = flatten(histories)
         first, left = self._left(flat, offsets, exclude_seen)
-        score = np.where(left, self.scores(flat, offsets), -np.inf)
+        score = np.where(left, self._scores(self._titles(flat, offsets)), -np.inf)
         best = np.argsort(-score, axis=1, kind="stable")[:, :k]
         ids = np.append(self.catalogue.item_ids, -1)  # the last where nothing is left of a title
         items = ids[np.take_along_axis(first, best, axis=1)]
@@ -67,9 +75,12 @@ class Baseline(ABC):
         flat, offsets, wanted = checked(histories, targets)
         answer, user = self.catalogue.answers[self.catalogue.index(wanted)], np.arange(len(wanted))
         _, left = self._left(flat, offsets, exclude_seen)
-        score = self.scores(flat, offsets)
+        score = self._scores(self._titles(flat, offsets))
         rank = (left & (score >= score[user, answer][:, None])).sum(1)
         return np.where(left[user, answer], rank, MISS)
+
+    def _titles(self, flat: NDArray[np.int64], offsets: NDArray[np.int64]) -> Ragged:
+        return Ragged(self.catalogue.answers[self.catalogue.index(flat)], offsets)
 
     def _left(
         self, flat: NDArray[np.int64], offsets: NDArray[np.int64], exclude_seen: bool
@@ -84,40 +95,14 @@ class Baseline(ABC):
         return first, first < count
 
 
-class Popularity(Baseline):
-    """By the interactions of a title up to each user's last one in the train split."""
+def train_titles(dataset: Dataset, catalogue: Catalogue) -> Ragged:
+    """Each user's titles by number, up to their last interaction of the train split, oldest first; some may have none.
 
-    def __init__(self, dataset: Dataset, catalogue: Catalogue) -> None:
-        """Counts.
-
-        Raises:
-            ValueError: no train split, or an item that is not in the catalogue.
-        """
-        super().__init__(catalogue)
-        if "train" not in dataset.splits:
-            raise ValueError(f"dataset: expected a train split, got {sorted(dataset.splits)}")
-        counts = dataset.splits["train"][:, 1].astype(np.int64) + 1  # (U,) 0 where the last position is -1
-        items = catalogue.index(dataset.items[counting(dataset.offsets[:-1], counts)])
-        self._count = np.bincount(catalogue.answers[items], minlength=len(self._begin)).astype(np.float64)  # (A,)
-
-    def scores(self, flat: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.tile(self._count, (len(offsets) - 1, 1))
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {"ranker": "popularity", "counts": fingerprint.plain(self._count)}
-
-
-class Chance(Baseline):
-    """Each history's own order, drawn from the seed and the history: any call gives the same."""
-
-    def __init__(self, catalogue: Catalogue, seed: int = 0) -> None:
-        super().__init__(catalogue)
-        self.seed = seed
-
-    def scores(self, flat: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.float64]:
-        digests = (hashlib.sha256(history.tobytes()).digest() for history in np.split(flat, offsets[1:-1]))
-        draws = (np.random.default_rng([self.seed, int.from_bytes(digest)]) for digest in digests)
-        return np.stack([rng.random(len(self._begin)) for rng in draws])
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {"ranker": "chance", "seed": self.seed}
+    Raises:
+        ValueError: no train split, or an item that is not in the catalogue.
+    """
+    if "train" not in dataset.splits:
+        raise ValueError(f"dataset: expected a train split, got {sorted(dataset.splits)}")
+    counts = dataset.splits["train"][:, 1].astype(np.int64) + 1  # (U,) 0 where the last position is -1
+    items = dataset.items[counting(dataset.offsets[:-1], counts)]
+    return Ragged(catalogue.answers[catalogue.index(items)], to_offsets(counts))

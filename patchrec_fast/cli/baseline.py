@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`patchrec-fast baseline`: a recommender without a language model, learnt and evaluated."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from .numbers import whole
+
+EXAMPLE = """  patchrec-fast baseline ease --data path/to/ml-1m --out runs/ease
+  patchrec-fast baseline sasrec --data path/to/ml-1m --recipe strong --seed 1 --out runs/sasrec-1
+  patchrec-fast report --evaluation runs/ease runs/sasrec-1 --out report.html
+
+Each evaluation is made twice, with the titles of the history allowed and left out. Titles are compared as strings, so
+that no tokenizer is needed."""
+NAMES = ("chance", "popularity", "transitions", "item-knn", "ease", "sasrec", "gru4rec")  # baselines.NAMES, lazily
+_REPORT, _TABLE = "report.json", "report.txt"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    add("--data", required=True, metavar="DIR", help='folder in the prepared format; "sample" for a generated one')
+    add("--out", required=True, metavar="DIR", help="folder for the report and what was learnt; a killed run goes on")
+    add("--recipe", default="strong", choices=("paper", "strong"), help="as published or as strong (default: strong)")
+    add("--seed", type=whole(0), default=0, metavar="N", help="of what is drawn (default: 0)")
+    add("--split", default="test", choices=("train", "val", "test"), help="default: test")
+    add("--k", type=whole(1), nargs="+", default=[10, 20], metavar="K", help="of HR@K and NDCG@K (default: 10 20)")
+    add("--limit", type=whole(1), metavar="N", help="only N samples, evenly spread over the users")
+    add("--batch-size", type=whole(1), default=256, metavar="N", help="samples scored at once (default: 256)")
+    add("--device", default="auto", help='such as "cpu" or "cuda:1" (default: the GPU where there is one)')
+    add("--json", action="store_true", help="print a line of JSON instead of a table")
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        return _run(options)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("the same command goes on") from error
+
+
+def _run(options: argparse.Namespace) -> int:
+    import dataclasses
+
+    import numpy as np
+
+    from .. import _files
+    from .._lock import only_one
+    from ..baselines import baseline
+    from ..data import Samples
+    from ..evaluation import Report, evaluate
+    from ..evaluation.report import table
+    from ..evaluation.samples import checked, users_of
+    from ..layout import Catalogue
+    from ..train.start import open_data, some
+    from .models import device
+
+    told = {key: getattr(options, key) for key in ("name", "recipe", "seed", "split", "limit", "k")}
+    out = Path(options.out)
+    if (out / _REPORT).exists():
+        before = Report.load(out / _REPORT).settings.get("baseline")
+        if before != told:
+            raise ValueError(f"--out: {out} holds the report of {before}, expected {told}; give another folder")
+    dataset = open_data(options.data)
+    samples = dataset.split(options.split, max_items=None)  # all that was seen
+    if not len(samples.targets):
+        raise ValueError(f"--split: {options.data} has no {options.split} samples")
+    users = Samples(samples.histories, users_of(*checked(*samples)).astype(np.int32))
+    samples, users = some(samples, options.limit), some(users, options.limit)
+    start, processor = time.perf_counter(), time.process_time()
+    ranker = baseline(
+        options.name,
+        dataset,
+        Catalogue.of_bytes(dataset.titles),
+        recipe=options.recipe,
+        seed=options.seed,
+        out=out,
+        device=device(options.device),
+    )
+    seconds = {"wall": time.perf_counter() - start, "processor": time.process_time() - processor}
+    words = [options.name, *([options.recipe] if options.name not in ("chance", "popularity") else [])]
+    name = ", ".join([*words, *([f"seed {options.seed}"] if options.name in ("chance", "sasrec", "gru4rec") else [])])
+    reports = []
+    for unseen in (False, True):
+        report = evaluate(
+            ranker,
+            samples,
+            options.k,
+            by="rank",
+            batch_size=options.batch_size,
+            users=users.targets,
+            name=f"{name}, unseen" if unseen else name,
+            exclude_seen=unseen,
+        )
+        settings = {**report.settings, "baseline": told, "seconds to learn, in this run": seconds}
+        reports.append(dataclasses.replace(report, settings=settings))
+    content = json.dumps({"report": reports[0].to_dict(), "baselines": [reports[1].to_dict()]})
+    text = table(reports)
+    with only_one(out):
+        _files.write(out / _REPORT, content + "\n")
+        _files.write(out / _TABLE, text + "\n")
+    print(content if options.json else text)
+    return 0
