@@ -8,6 +8,7 @@ import json
 import time
 from pathlib import Path
 
+from .models import add_data_argument
 from .numbers import whole
 
 EXAMPLE = """  patchrec-fast baseline ease --data path/to/ml-1m --out runs/ease
@@ -23,7 +24,7 @@ _REPORT, _TABLE = "report.json", "report.txt"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
-    add("--data", required=True, metavar="DIR", help='folder in the prepared format; "sample" for a generated one')
+    add_data_argument(parser)
     add("--out", required=True, metavar="DIR", help="folder for the report and what was learnt; a killed run goes on")
     add("--recipe", default="strong", choices=("paper", "strong"), help="as published or as strong (default: strong)")
     add("--seed", type=whole(0), default=0, metavar="N", help="of what is drawn (default: 0)")

@@ -7,7 +7,6 @@ The card holds no date and no path: the same input gives the same bytes.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,13 +56,3 @@ def _names(files: list[Path]) -> list[str]:
     """Without the folders; of several files with one name the later have a number."""
     names = [file.name for file in files]
     return [f"{name} ({n})" if (n := names[: at + 1].count(name)) > 1 else name for at, name in enumerate(names)]
-
-
-def _names(files: list[Path]) -> list[str]:
-    """The files' names; of several of one name, in different folders, the later ones are numbered."""
-    seen: Counter[str] = Counter()
-    names = []
-    for file in files:
-        seen[file.name] += 1
-        names.append(file.name if seen[file.name] == 1 else f"{file.name} ({seen[file.name]})")
-    return names
