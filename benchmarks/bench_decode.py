@@ -140,8 +140,10 @@ def contest(rec: Recommender, histories: list[list[int]], method: Any, settings:
     """Checks and times a method and its peer on one core; beside "beam", also "exact"."""
     name, peer = PEERS[method]
     calls: dict[str, harness.Call] = {
-        f"{OURS} {method}": lambda round_: rec.recommend(histories, BEAMS, method),
-        f"{OURS} {method}, {CATALOGUE}": lambda round_: rec.recommend(histories, BEAMS, method, normalize=CATALOGUE),
+        f"{OURS} {method}": lambda round_: rec.recommend(histories, BEAMS, method, beams=BEAMS),
+        f"{OURS} {method}, {CATALOGUE}": lambda round_: rec.recommend(
+            histories, BEAMS, method, normalize=CATALOGUE, beams=BEAMS
+        ),
     }
     if method == "beam":
         calls[f"{OURS} exact"] = lambda round_: rec.recommend(histories, BEAMS, "exact")
@@ -215,7 +217,7 @@ def test_policies(length: str, settings: Settings, record: Recorder, benchmark: 
     calls: dict[str, harness.Call] = {}
     for setting in compared:
         rec = Recommender(model, Packer(source.catalogue, source.prompt, setting.policy, setting.max_items))
-        calls[f"{OURS}, {setting.name}"] = lambda round_, rec=rec: rec.recommend(histories, BEAMS)  # type: ignore[misc]
+        calls[f"{OURS}, {setting.name}"] = lambda round_, rec=rec: rec.recommend(histories, BEAMS, beams=BEAMS)  # type: ignore[misc]
     with one_thread():
         peaks = first_calls(calls)[1]
         measured = rows(harness.measure(calls, **settings.rounds), users, peaks)

@@ -72,7 +72,10 @@ def small(dataset: Dataset, users: int) -> Dataset:
     """Its first users."""
     splits = {name: places[:users] for name, places in dataset.splits.items()}
     offsets = dataset.offsets[: users + 1]
-    return dataclasses.replace(dataset, items=dataset.items[: offsets[-1]], offsets=offsets, splits=splits)
+    ids = dataset.user_ids.only(range(users))
+    return dataclasses.replace(
+        dataset, items=dataset.items[: offsets[-1]], offsets=offsets, splits=splits, user_ids=ids
+    )
 
 
 def epochs(source: Source, name: str, size: Size) -> dict[str, Epoch]:

@@ -111,14 +111,14 @@ def agree(source: Source, histories: list[list[int]], place: str) -> Iterator[Ro
     for name, policy in POLICIES.items():
         rec = Recommender(model, Packer(source.catalogue, source.prompt, policy, ITEMS))
         about: Row = {"setting": NAMES[name], "mode": "agree", "dtype": "fp32", "users": len(histories)}
-        grown = rec.recommend(histories, BEAMS, cuda_graphs=False)
+        grown = rec.recommend(histories, BEAMS, beams=BEAMS, cuda_graphs=False)
         bench_decode.check(grown, decode_generate.decode(model, rec.packer, histories, BEAMS))
         yield {**about, "contestant": "transformers generate"}
-        diverse = rec.recommend(histories, BEAMS, "diverse")
+        diverse = rec.recommend(histories, BEAMS, "diverse", beams=BEAMS)
         bench_decode.check(diverse, decode_released.decode(model, rec.packer, histories, BEAMS))
         yield {**about, "contestant": "released protocol"}
         if place == "cuda":
-            graphed = rec.recommend(histories * 3, BEAMS, cuda_graphs=True, batch_size=2)
+            graphed = rec.recommend(histories * 3, BEAMS, beams=BEAMS, cuda_graphs=True, batch_size=2)
             for first in range(0, 3 * len(histories), len(histories)):
                 part = slice(first, first + len(histories))
                 assert graphed.items[part].tolist() == grown.items.tolist(), "other titles with a CUDA graph"
@@ -177,7 +177,9 @@ def contestants(rec: Recommender, asked: Asked, method: Method, place: str, peer
     histories, beams = asked.histories, asked.beams
 
     def ours(**keywords: Any) -> harness.Call:
-        return lambda round_: rec.recommend(histories, beams, method, batch_size=len(histories), **keywords)
+        return lambda round_: rec.recommend(
+            histories, beams, method, beams=beams, batch_size=len(histories), **keywords
+        )
 
     if method == "diverse":
         calls = {f"{OURS} diverse": ours()}

@@ -12,6 +12,7 @@ from benchmarks.bench_epoch import QUICK
 from benchmarks.floor import floor
 from benchmarks.gate import WrongAnswer
 from patchrec_fast import ItemPatches, Packer, SessionPatches, Text
+from patchrec_fast.data import Dataset
 from patchrec_fast.layout import Grain
 from patchrec_fast.layout.history import History
 from patchrec_fast.ragged import to_offsets
@@ -34,7 +35,7 @@ def data():
     lengths = np.array([4, 9, 45, 26])
     items = np.random.default_rng(0).choice(list(found.dataset.titles), lengths.sum())
     splits = {"train": np.stack([np.full(len(lengths), 3), lengths - 1], axis=1)}
-    dataset = dataclasses.replace(found.dataset, items=items, offsets=to_offsets(lengths), splits=splits)
+    dataset = Dataset(items, to_offsets(lengths), found.dataset.titles, splits)
     return dataclasses.replace(found, dataset=dataset)
 
 

@@ -103,7 +103,7 @@ def test_a_wrong_option_is_one_line_too(words, capsys):
         ("info --debgu", "unknown '--debgu', did you mean '--debug'?"),
         (
             "data stat x",
-            "argument ACTION: expected one of prepare, download, stats, sample, got 'stat', did you mean 'stats'?",
+            "ACTION: expected one of prepare, download, stats, sample, shop, got 'stat', did you mean 'stats'?",
         ),
         ("data sample --out x --uesrs=3", "did you mean '--users'?"),
         ("info more", "unknown 'more'"),
