@@ -21,7 +21,7 @@ def data_card(name: str | None, dataset: Dataset | None, card: Mapping[str, Any]
     tables = [Table(f"{name}: figures", _HEAD, _entries(statistics(dataset)))]
     if card is not None:
         kept = {key: value for key, value in card.items() if key not in (_FIGURES, *_MARKS)}
-        tables.append(Table("card.json: how they were made", _HEAD, _entries(kept)))
+        tables.append(Table("card.json: how they were made", _HEAD, _entries(kept), prose=True))
     text = [] if card is not None else ["Without a card.json, which patchrec-fast data prepare writes."]
     return Section(title, text, tables=tables)
 

@@ -115,6 +115,8 @@ def _quality_table(reports: Sequence[Report], ratios: Sequence[float | None], sa
         numbers = [(report.rows, ",.1f"), (ratio, ".2f"), (seconds and 1000 * seconds, ",.2f"), (peak, ",.0f")]
         rows.append([report.name, *metrics, *("" if value is None else f"{value:{form}}" for value, form in numbers)])
     head = ["", *names, "rows a prompt", "times fewer", "ms a sample", "peak MiB"]
+    told = [column for column in range(len(head)) if column == 0 or any(row[column] for row in rows)]
+    head, rows = [head[column] for column in told], [[row[column] for column in told] for row in rows]
     return Table(f"{samples}; metrics with 95 % intervals over users", head, rows)
 
 

@@ -22,6 +22,7 @@ from patchrec_fast.report import examples, page, savings
 from patchrec_fast.report.names import told_apart
 from patchrec_fast.report.plots import Series, plot
 from patchrec_fast.report.savings import by_length
+from patchrec_fast.report.sections import quality
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("tokenizers")
@@ -286,6 +287,17 @@ def test_no_control_or_direction_mark_reaches_the_page(tmp_path):
 
 def test_the_page_of_no_section():
     assert Page(page.render("t", [])).count("section") == 0
+
+
+def test_columns_that_say_nothing_are_left_out():
+    """A table of two rankers without prompts has metrics alone, and what only one of them has stays."""
+    plain = {"seconds": {}, "peak_memory": None}
+    [table, *_] = quality([report("a", None, **plain), report("b", None, **plain)]).tables
+    assert all(name == "" or "@" in name for name in table.head)
+    assert {len(row) for row in table.rows} == {len(table.head)}
+    [table, *_] = quality([report("a", 80.0), report("b", None, **plain)]).tables
+    assert "rows a prompt" in table.head
+    assert [row[table.head.index("rows a prompt")] for row in table.rows] == ["80.0", ""]
 
 
 def test_evaluations_of_one_model_are_told_apart():
