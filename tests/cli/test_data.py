@@ -221,7 +221,7 @@ def test_empty_splits_and_cleaned_titles_are_said(tmp_path, capsys):
     card = run_with_notes(capsys, "prepare", "table", "--raw", tmp_path / "log.csv", "--out", tmp_path / "out")
     assert card[0]["found"]["control characters and spaces"]["count"] == 8
     assert set(load(tmp_path / "out").titles.values()) == {f"Film [2J {item}" for item in range(8)}
-    assert "note: 8 titles had control characters" in card[1]
+    assert "note: 8 titles with control characters" in card[1]
     counts = "(train 15, val 0, test 0)"
     for _, notes in (card, run_with_notes(capsys, "stats", tmp_path / "out")):
         for name in ("val", "test"):
