@@ -7,8 +7,6 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from ..data.titles import clean_title
-
 _SHOWN = 8  # titles that an error names
 
 
@@ -53,6 +51,8 @@ def _by(key: Callable[[str], str], titles: Iterable[str]) -> dict[str, list[str]
 
 def _bare(title: str) -> str:
     """Without case, year and the like, its article in front."""
+    from ..data.titles import clean_title  # not before a title is asked for: `--help` needs no NumPy
+
     return clean_title(title).casefold()
 
 
