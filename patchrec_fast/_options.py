@@ -20,3 +20,11 @@ TARGETS_PER_PASS = 16
 
 LONG = 500
 """The paper's Figure 8 is of ML-1M's users with more interactions than this."""
+
+MOVIELENS = ("ml-100k", "ml-1m", "ml-20m", "ml-25m", "ml-32m", "ml-latest-small")
+"""What can be downloaded."""
+BOOK_TIMES = ("date_added", "date_updated")
+"""Of Goodreads: what may order a user's books."""
+Split = Literal["time", "leave-one-out", "files"]
+Parentheses = Literal["keep", "year", "drop"]
+Articles = Literal["keep", "english", "all"]

@@ -1,33 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """`patchrec-fast data`: download, prepare, look at and make up datasets."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from .. import __version__
+from .._options import BOOK_TIMES, MOVIELENS, Articles, Parentheses, Split
 from .._text import printable
-from ..data import generate, load, sample_tokenizer, save
-from ..data.card import write
-from ..data.columns import Columns
-from ..data.download import NAMES, download
-from ..data.folder import check_target
-from ..data.goodreads import TIMES, Goodreads
-from ..data.interactions import Source
-from ..data.movielens import MovieLens
-from ..data.prepare import RULES, Prepared, Rules, prepare
-from ..data.sample import save_tokenizer
-from ..data.shop import write_shop
-from ..data.split_files import SplitFiles
-from ..data.splits import SPLITS, Split
-from ..data.stats import statistics
-from ..data.tables import OLDER
-from ..data.titles import ARTICLES, PARENTHESES
-from .tallies import sentences
+
+if TYPE_CHECKING:
+    from ..data import Rules
+    from ..data.interactions import Source
 
 EXAMPLE = """  patchrec-fast data download ml-1m --out raw
   patchrec-fast data prepare ml-1m --raw raw/ml-1m --out data/ml-1m
@@ -44,7 +34,7 @@ is dropped, merged or changed is counted, with examples, on stderr and in the ca
 _DOWNLOAD = """Download a MovieLens set from GroupLens, check it and unpack it to OUT/NAME. An interrupted download goes
 on from where it broke off. The data are for research: no redistribution, no commercial use (see the README inside)."""
 
-SOURCES = (*NAMES, "ml-10m", "movielens", "goodreads", "table")
+SOURCES = (*MOVIELENS, "ml-10m", "movielens", "goodreads", "table")
 
 
 _ACTIONS = "The options of each: patchrec-fast data ACTION --help"
@@ -57,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _prepare_arguments(_action(actions, "prepare", _prepare, "raw ratings to the prepared format", _PREPARE_EXAMPLE))
     adding = _action(actions, "download", _download, "fetch MovieLens", "  patchrec-fast data download ml-1m --out raw")
     adding.description = _DOWNLOAD
-    adding.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    adding.add_argument("name", choices=MOVIELENS, metavar="NAME", help=", ".join(MOVIELENS))
     adding.add_argument("--out", required=True, metavar="DIR", help="gets NAME.zip and the folder NAME")
     example = "  patchrec-fast data stats data/ml-1m --tokenizer path/to/tokenizer"
     adding = _action(actions, "stats", _stats, "figures of a prepared dataset (the paper's Table 1)", example)
@@ -119,12 +109,16 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     add("--test", metavar="FILE", help="the same")
     titles = parser.add_argument_group("titles (default: MovieLens's without parentheses, others as they are)")
     titles.add_argument(
-        "--parentheses", choices=PARENTHESES, help="keep them, drop all from the first one on, or all but the year"
+        "--parentheses",
+        choices=get_args(Parentheses),
+        help="keep them, drop all from the first one on, or all but the year",
     )
     titles.add_argument(
         "--keep-year", dest="parentheses", action="store_const", const="year", help="--parentheses year"
     )
-    titles.add_argument("--articles", choices=ARTICLES, help='which to move to the front: "Postino, Il" with all')
+    titles.add_argument(
+        "--articles", choices=get_args(Articles), help='which to move to the front: "Postino, Il" with all'
+    )
     table = parser.add_argument_group("names of a table's columns (of JSON lines: keys)")
     for name in ("user", "item", "title", "time"):
         table.add_argument(f"--{name}", default=name, metavar="COLUMN", help=f"default: {name}")
@@ -138,17 +132,24 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     table.add_argument("--titles-item", metavar="COLUMN", help="of the second table (default: as --item)")
     table.add_argument("--titles-title", metavar="COLUMN", help="of the second table (default: as --title)")
     goodreads = parser.add_argument_group("goodreads")
-    goodreads.add_argument("--date", choices=TIMES, default=TIMES[0], help=f"what orders books (default: {TIMES[0]})")
+    goodreads.add_argument(
+        "--date", choices=BOOK_TIMES, default=BOOK_TIMES[0], help=f"what orders books (default: {BOOK_TIMES[0]})"
+    )
 
 
 def _prepare(options: argparse.Namespace) -> dict[str, Any]:
+    from ..data.card import write
+    from ..data.folder import check_target
+    from ..data.prepare import prepare
+    from .tallies import sentences
+
     check_target(options.out)  # before hours of reading
     _check_split(options)
     source = _source(options)
     rules = _rules(options)
     read = source.files[: 3 if options.split == "files" else 1]
     with _bar(f"reading {printable(read[0].name)}", sum(file.stat().st_size for file in read)) as bar:
-        prepared: Prepared = prepare(source, rules, bar.update)
+        prepared = prepare(source, rules, bar.update)
     card = write(prepared, options.out, name=options.source, files=source.files, version=__version__)
     for sentence in sentences(prepared.tallies, prepared.counts["read"]):
         _note(printable(sentence))
@@ -173,6 +174,8 @@ def _check_split(options: argparse.Namespace) -> None:
 
 
 def _source(options: argparse.Namespace) -> Source:
+    from ..data import Columns, Goodreads, MovieLens, SplitFiles
+
     if options.source != "table" and (given := [name for name in _OF_TABLES if getattr(options, name) is not None]):
         raise ValueError(f"--{given[0].replace('_', '-')}: expected only for a table, not for {options.source}")
     if options.source == "goodreads":
@@ -188,6 +191,8 @@ def _source(options: argparse.Namespace) -> Source:
 
 
 def _rules(options: argparse.Namespace) -> Rules:
+    from ..data import RULES
+
     names = ("above_rating", "min_user", "min_item", "counted", "untitled", "catalogue", "parentheses", "articles")
     given = {name: value for name in (*names, "split") if (value := getattr(options, name)) is not None}
     if options.keep_repeats:
@@ -198,11 +203,15 @@ def _rules(options: argparse.Namespace) -> Rules:
 
 
 def _download(options: argparse.Namespace) -> dict[str, Any]:
+    from ..data import download
+
     with _bar(options.name) as bar:
         return {"folder": str(download(options.name, options.out, bar=bar))}
 
 
 def _stats(options: argparse.Namespace) -> dict[str, Any]:
+    from ..data import load, statistics
+    from ..data.tables import OLDER
     from ..models import open_tokenizer
 
     dataset = load(options.folder)
@@ -214,6 +223,10 @@ def _stats(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sample(options: argparse.Namespace) -> dict[str, Any]:
+    from ..data import generate, sample_tokenizer, save, statistics
+    from ..data.folder import check_target
+    from ..data.sample import save_tokenizer
+
     check_target(options.out)
     dataset = generate(options.seed, options.users, options.items)
     if options.tokenizer is not None:
@@ -225,10 +238,14 @@ def _sample(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _shop(options: argparse.Namespace) -> dict[str, Any]:
+    from ..data.shop import write_shop
+
     return {"files": list(map(str, write_shop(options.out, seed=options.seed, customers=options.customers)))}
 
 
 def _note_empty(figures: dict[str, Any]) -> None:
+    from ..data.splits import SPLITS
+
     counts = {name: figures[name]["samples"] for name in SPLITS}
     for name, count in counts.items():
         if not count:

@@ -18,10 +18,10 @@ import urllib.request
 from pathlib import Path
 from typing import Protocol
 
+from .._options import MOVIELENS
 from .archive import unpack
 
 URL = "https://files.grouplens.org/datasets/movielens"
-NAMES = ("ml-100k", "ml-1m", "ml-20m", "ml-25m", "ml-32m", "ml-latest-small")
 _PIECE = 1 << 18
 _TIMEOUT = 60  # seconds without a byte
 _BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
@@ -47,7 +47,7 @@ def download(
     """Downloads, checks and unpacks a MovieLens set.
 
     Args:
-        name: one of `NAMES`.
+        name: "ml-1m", or another of `_options.MOVIELENS`.
         out: the folder that gets `NAME.zip` and the folder `NAME`; made if it is missing.
         url: where `NAME.zip` and `NAME.zip.md5` are.
         bar: shows the bytes of the connection.
@@ -63,8 +63,8 @@ def download(
         FileExistsError: a file in the place of `out` or `out/NAME`.
         OSError: the server refuses, or the connection keeps breaking; what has come is kept for the next call.
     """
-    if name not in NAMES:
-        raise ValueError(f"name: expected one of {NAMES}, got {name!r}")
+    if name not in MOVIELENS:
+        raise ValueError(f"name: expected one of {MOVIELENS}, got {name!r}")
     if attempts < 1:
         raise ValueError(f"attempts: expected at least 1, got {attempts}")
     if not os.fspath(out):

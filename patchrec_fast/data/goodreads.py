@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._options import BOOK_TIMES
 from .arrow import arrow
 from .blocks import Block, bad_line, blocks, lines
 from .dates import EXAMPLE, seconds
 from .interactions import Chunk, Codes, Items, Key, Progress
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-TIMES = ("date_added", "date_updated")
 
 
 class Goodreads:
@@ -43,8 +43,8 @@ class Goodreads:
     """
 
     def __init__(self, folder: str | os.PathLike[str], time: str = "date_added") -> None:
-        if time not in TIMES:
-            raise ValueError(f"time: expected one of {TIMES}, got {time!r}")
+        if time not in BOOK_TIMES:
+            raise ValueError(f"time: expected one of {BOOK_TIMES}, got {time!r}")
         self._interactions = _one(Path(folder), "goodreads_interactions*.json*")
         self._books = _one(Path(folder), "goodreads_books*.json*")
         self._time = time

@@ -23,18 +23,15 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from .._options import Articles, Parentheses, Split
 from ..ragged import to_offsets
 from .dataset import Dataset, at_least
 from .ids import Ids
 from .interactions import Items, Progress, Source
 from .split_files import SplitFiles
-from .splits import SHARES, Split, check_shares, leave_one_out, split_by_number, split_by_time
+from .splits import SHARES, check_shares, leave_one_out, split_by_number, split_by_time
 from .tally import SHOWN, Tally, repeats, shared
 from .titles import (
-    ARTICLES,
-    PARENTHESES,
-    Articles,
-    Parentheses,
     decode_entities,
     drop_parentheses,
     move_article,
@@ -90,8 +87,8 @@ class Rules:
             ("untitled", ("error", "drop")),
             ("repeats", ("drop", "keep")),
             ("catalogue", ("all", "used")),
-            ("parentheses", PARENTHESES),
-            ("articles", ARTICLES),
+            ("parentheses", get_args(Parentheses)),
+            ("articles", get_args(Articles)),
             ("split", get_args(Split)),
         ):
             if getattr(self, name) not in choices:

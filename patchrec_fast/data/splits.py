@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training, validation and test: by time over all interactions, or the last ones of each user, or as they come."""
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 SPLITS = ("train", "val", "test")
 SHARES = (48.0, 1.0, 1.0)  # the paper's
-Split = Literal["time", "leave-one-out", "files"]
 LEAST = 3  # interactions of a user of which one is left out for val and one for test
 
 

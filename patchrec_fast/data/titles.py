@@ -8,12 +8,8 @@ MovieLens-100K and all 3,883 of MovieLens-1M.
 import html
 import re
 import unicodedata
-from typing import Literal
 
-Parentheses = Literal["keep", "year", "drop"]
-Articles = Literal["keep", "english", "all"]
-PARENTHESES: tuple[Parentheses, ...] = ("keep", "year", "drop")
-ARTICLES: tuple[Articles, ...] = ("keep", "english", "all")
+from .._options import Articles, Parentheses
 
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
 _PARENTHESIS = re.compile(r"(?<=.)\s*\(.*", re.DOTALL)

@@ -130,7 +130,7 @@ def test_download(tmp_path, capsys, monkeypatch):
         bar.update(10)
         return tmp_path / name
 
-    monkeypatch.setattr(command, "download", fetch)
+    monkeypatch.setattr("patchrec_fast.data.download", fetch)
     assert run(capsys, "download", "ml-1m", "--out", tmp_path) == {"folder": str(tmp_path / "ml-1m")}
     assert given == [("ml-1m", str(tmp_path))]
 
