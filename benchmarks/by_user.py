@@ -25,8 +25,9 @@ from patchrec_fast import Catalogue, Packer, Recommender, attach, data
 from patchrec_fast.data import Dataset, Samples
 from patchrec_fast.evaluation import Popularity, Report, evaluate
 from patchrec_fast.evaluation.report import table
-from patchrec_fast.evaluation.samples import checked, users_of
+from patchrec_fast.evaluation.samples import users_of
 from patchrec_fast.layout.config import PromptConfig
+from patchrec_fast.layout.histories import checked
 from patchrec_fast.models.opening import open_trained
 from patchrec_fast.recommend import Ranker
 from patchrec_fast.train import Passes, passes, recipes

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from .models import add_data_argument
 from .numbers import whole
+from .samples import add_arguments as add_sample_arguments
+from .samples import chosen
 
 EXAMPLE = """  patchrec-fast baseline ease --data path/to/ml-1m --out runs/ease
   patchrec-fast baseline sasrec --data path/to/ml-1m --recipe strong --seed 1 --out runs/sasrec-1
@@ -28,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", required=True, metavar="DIR", help="folder for the report and what was learnt; a killed run goes on")
     add("--recipe", default="strong", choices=("paper", "strong"), help="as published or as strong (default: strong)")
     add("--seed", type=whole(0), default=0, metavar="N", help="of what is drawn (default: 0)")
-    add("--split", default="test", choices=("train", "val", "test"), help="default: test")
-    add("--k", type=whole(1), nargs="+", default=[10, 20], metavar="K", help="of HR@K and NDCG@K (default: 10 20)")
-    add("--limit", type=whole(1), metavar="N", help="only N samples, evenly spread over the users")
+    add_sample_arguments(parser)
     add("--batch-size", type=whole(1), default=256, metavar="N", help="samples scored at once (default: 256)")
     add("--device", default="auto", help='such as "cpu" or "cuda:1" (default: the GPU where there is one)')
     add("--json", action="store_true", help="print a line of JSON instead of a table")
@@ -46,17 +46,13 @@ def run(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     import dataclasses
 
-    import numpy as np
-
     from .. import _files
     from .._lock import only_one
     from ..baselines import baseline
-    from ..data import Samples
     from ..evaluation import Report, evaluate
     from ..evaluation.report import table
-    from ..evaluation.samples import checked, users_of
     from ..layout import Catalogue
-    from ..train.start import open_data, some
+    from ..train.start import open_data
     from .models import device
 
     told = {key: getattr(options, key) for key in ("name", "recipe", "seed", "split", "limit", "k")}
@@ -66,11 +62,7 @@ def _run(options: argparse.Namespace) -> int:
         if before != told:
             raise ValueError(f"--out: {out} holds the report of {before}, expected {told}; give another folder")
     dataset = open_data(options.data)
-    samples = dataset.split(options.split, max_items=None)  # all that was seen
-    if not len(samples.targets):
-        raise ValueError(f"--split: {options.data} has no {options.split} samples")
-    users = Samples(samples.histories, users_of(*checked(*samples)).astype(np.int32))
-    samples, users = some(samples, options.limit), some(users, options.limit)
+    samples, users = chosen(options, dataset)
     start, processor = time.perf_counter(), time.process_time()
     ranker = baseline(
         options.name,
@@ -92,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
             options.k,
             by="rank",
             batch_size=options.batch_size,
-            users=users.targets,
+            users=users,
             name=f"{name}, unseen" if unseen else name,
             exclude_seen=unseen,
         )

@@ -16,6 +16,8 @@ from .._text import printable
 from . import search
 from .models import add_model_arguments, open_recommender, plain, tell
 from .numbers import whole
+from .samples import add_arguments as add_sample_arguments
+from .samples import chosen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,10 +37,8 @@ _EASE_MOST = 10_000  # items; its time grows with their cube, its memory with th
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add = parser.add_argument
-    add("--split", default="test", choices=("train", "val", "test"), help="default: test")
-    add("--k", type=whole(1), nargs="+", default=[10, 20], metavar="K", help="of HR@K and NDCG@K (default: 10 20)")
+    add_sample_arguments(parser)
     search.add_arguments(parser, method="beam", normalize="vocab")
-    add("--limit", type=whole(1), metavar="N", help="only N samples, evenly spread over the users")
     add("--batch-size", type=whole(1), default=16, metavar="N", help="samples decoded at once (default: 16)")
     add("--out", help="folder for each batch's results and the report; a killed run goes on there")
     add("--compare", metavar="REPORT.JSON", help="another report over the same samples")
@@ -56,23 +56,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    import numpy as np
-
-    from ..data import Samples
     from ..evaluation import Report, evaluate
     from ..evaluation.report import comparison_table, table
     from ..evaluation.run import REPORT, TABLE
-    from ..evaluation.samples import checked, users_of
-    from ..train.start import some
 
     asked = search.asked(options, max(options.k), method="beam")
     others = [_named(Report.load(options.compare))] if options.compare else []
     rec, dataset = open_recommender(options)
-    samples = dataset.split(options.split, max_items=None)  # the packer cuts them; all of it has been seen
-    if not len(samples.targets):
-        raise ValueError(f"--split: {options.data} has no {options.split} samples")
-    users = Samples(samples.histories, users_of(*checked(*samples)).astype(np.int32))
-    samples, users = some(samples, options.limit), some(users, options.limit)
+    samples, users = chosen(options, dataset)
     tell(rec.packer.policy, rec.packer.max_items, rec.packer.step)
     report = evaluate(
         rec,
@@ -80,11 +71,11 @@ def _run(options: argparse.Namespace) -> int:
         options.k,
         batch_size=options.batch_size,
         out=options.out,
-        users=users.targets,
+        users=users,
         name=printable(f"{Path(options.model).name}, {rec.packer.policy}, {_in_words(options, asked)}"),
         **asked,
     )
-    baselines = _baselines(dataset, rec.catalogue, samples, options.k, users.targets) if options.baselines else []
+    baselines = _baselines(dataset, rec.catalogue, samples, options.k, users) if options.baselines else []
     compared = {other.name: report.compare(other) for other in [*others, *baselines]}
     found = {"prompt": plain(rec.packer), "report": report, "baselines": baselines, "compared": compared}
     content = json.dumps(_plain(found))

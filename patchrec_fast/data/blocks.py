@@ -4,13 +4,12 @@
 A block is parsed at once by Arrow; where Arrow refuses it, the reader goes through its `lines`.
 """
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from .interactions import Progress
+from .rawfile import Bytes
 
 BLOCK = 1 << 24  # bytes
 _LONGEST_LINE = 1 << 26
@@ -34,12 +33,9 @@ def blocks(path: Path, progress: Progress, size: int = BLOCK) -> Iterator[Block]
         FileNotFoundError: no such file.
         ValueError: a compressed file that is cut short or damaged, or a line of over 64 MiB.
     """
-    line, carry, told = 1, b"", 0
-    with path.open("rb") as raw:
-        file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-        while read := _read(file, size, path):
-            progress(raw.tell() - told)
-            told = raw.tell()
+    line, carry = 1, b""
+    with Bytes(path, progress) as file:
+        while read := file.read(size):
             text = carry + read
             end = text.rfind(b"\n") + 1
             if end:
@@ -72,10 +68,3 @@ def check_end(block: Block) -> None:
     if not block.text.endswith(b"\n"):
         last = block.line + block.text.count(b"\n")
         raise ValueError(f"{block.path}: line {last} does not end with a newline, the file may be cut short")
-
-
-def _read(file: IO[bytes] | gzip.GzipFile, size: int, path: Path) -> bytes:
-    try:
-        return file.read(size)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: the compressed file is cut short or damaged ({error})") from error

@@ -21,7 +21,7 @@ from .. import _files
 from .._check import check_count
 from .._version import __version__
 from ..layout.catalogue import Catalogue
-from ..layout.histories import Histories
+from ..layout.histories import Histories, checked
 from ..models import fingerprint
 from ..recommend.ranker import Ranked, Ranker
 from ..recommend.recommendations import most_answers
@@ -29,7 +29,7 @@ from .cost import measured
 from .journal import Journal
 from .metrics import MISS, check_ranks, ranks
 from .report import Report
-from .samples import checked, identity, users_of
+from .samples import identity, users_of
 
 By = Literal["recommend", "rank"]
 _Samples = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # flat, offsets, targets

@@ -6,7 +6,6 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from ..layout.histories import checked as checked
 from ..ragged import counting, to_offsets
 
 

@@ -136,12 +136,17 @@ def test_a_bad_book_is_named(tmp_path, line):
 
 @pytest.mark.parametrize("name", ["interactions", "books"])
 @pytest.mark.parametrize(
-    "damage", [lambda data: data[:-9], lambda data: data[: len(data) // 2], lambda data: b"no gzip"]
+    ("damage", "said"),
+    [
+        (lambda data: data[:-9], "the compressed file is cut short"),
+        (lambda data: data[: len(data) // 2], "the compressed file is cut short"),
+        (lambda data: b"no gzip", "not compressed by gzip, it begins with b'no gzip'"),
+    ],
 )
-def test_a_damaged_archive(tmp_path, name, damage):
+def test_a_damaged_archive(tmp_path, name, damage, said):
     file = write(tmp_path, LINES) / f"goodreads_{name}_comics.json.gz"
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(ValueError, match=f"{file.name}: the compressed file is cut short or damaged"):
+    with pytest.raises(ValueError, match=f"{file.name}: {said}"):
         prepare(Goodreads(tmp_path), Rules(untitled="drop"))
 
 

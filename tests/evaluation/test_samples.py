@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from patchrec_fast import data
-from patchrec_fast.evaluation.samples import checked, identity, users_of
+from patchrec_fast.evaluation.samples import identity, users_of
+from patchrec_fast.layout.histories import checked
 
 
 def true_users(dataset, split):
